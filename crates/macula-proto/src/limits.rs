@@ -1,0 +1,61 @@
+//! Every hard limit of the wire and of the tables that a peer can make grow.
+//!
+//! Limits of the wire are constants because both ends must agree on them (docs/protocol §2).
+//! Limits of memory that an operator may want to tune have their default here and a field in
+//! [`crate::Config`].
+
+use std::time::Duration;
+
+/// Payload of a single message or call, bytes. Larger things belong in a streaming call.
+pub const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Largest payload that rides a lane; beyond it a message gets a QUIC stream of its own.
+pub const LANE_MESSAGE_BYTES_MAX: usize = 64 * 1024;
+/// A batch is closed when its body reaches this, bytes.
+pub const BATCH_BODY_BYTES_MAX: usize = 32 * 1024;
+/// Messages in one batch.
+pub const BATCH_MESSAGES_MAX: usize = 8 * 1024;
+/// Room for the head of a frame beside its body, bytes.
+pub const FRAME_HEAD_BYTES_MAX: usize = 2 * 1024;
+/// Payload of a frame on the control stream, bytes.
+pub const CONTROL_FRAME_BYTES_MAX: usize = 64 * 1024;
+/// Payload of a frame on a lane, bytes.
+pub const LANE_FRAME_BYTES_MAX: usize = LANE_MESSAGE_BYTES_MAX + FRAME_HEAD_BYTES_MAX;
+/// Payload of a frame on a stream of its own, bytes.
+pub const STREAM_FRAME_BYTES_MAX: usize = MESSAGE_BYTES_MAX + FRAME_HEAD_BYTES_MAX;
+
+/// Length of a topic, a pattern or a procedure name, bytes.
+pub const TOPIC_BYTES_MAX: usize = 255;
+/// Segments of a topic or pattern.
+pub const TOPIC_SEGMENTS_MAX: usize = 32;
+/// Length of a realm name, bytes.
+pub const REALM_NAME_BYTES_MAX: usize = 128;
+/// Length of a human-readable reason on the wire, bytes; longer ones are cut.
+pub const REASON_BYTES_MAX: usize = 1024;
+/// Length of the program and version in the handshake, bytes; longer ones are cut.
+pub const AGENT_BYTES_MAX: usize = 128;
+/// Length of an observed address in the handshake, bytes.
+pub const OBSERVED_BYTES_MAX: usize = 64;
+/// Length of a call's W3C trace context, bytes; longer ones are left out.
+pub const TRACEPARENT_BYTES_MAX: usize = 64;
+/// Realms in one handshake.
+pub const REALMS_PER_LINK_MAX: usize = 64;
+/// Length of a realm grant in the handshake, bytes.
+pub const GRANT_BYTES_MAX: usize = 8 * 1024;
+
+/// Ordered unidirectional streams per direction and link. Lane 0 carries calls, the others publishes.
+pub const LANE_COUNT: u8 = 5;
+/// Bytes that a node hands to the transport per channel before it waits for `Input::Sent`.
+pub const TRANSPORT_WINDOW_BYTES: usize = 256 * 1024;
+/// The same for frames on streams of their own: two of the largest.
+pub const BULK_WINDOW_BYTES: usize = 2 * STREAM_FRAME_BYTES_MAX;
+/// Streaming calls open at once on one link.
+pub const STREAMS_PER_LINK_MAX: usize = 64;
+/// Large messages in flight at once on one link, per direction.
+pub const BULK_PER_LINK_MAX: usize = 8;
+
+/// How often a message may be forwarded.
+pub const TTL_HOPS: u8 = 20;
+/// QoS 1: how long a realm's ring holds messages that everybody known has.
+pub const RING_AGE_MAX: Duration = Duration::from_secs(30);
+/// QoS 1: how long a broken subscriber's messages are held for its return.
+pub const RESUME_WINDOW: Duration = Duration::from_secs(10);

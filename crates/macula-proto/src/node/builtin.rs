@@ -1,0 +1,102 @@
+//! The procedures that every node answers without the application: `macula.ping`, `macula.info`,
+//! `macula.stats` (docs/protocol §6.6).
+
+use bytes::Bytes;
+
+use super::{Node, Role};
+use crate::id::{LinkId, RealmTag};
+
+impl Node {
+    /// Runs a built-in procedure; `None`: there is no such one. `asker` is the link that asks, or
+    /// `None` for the local application. A peer sees totals of this endpoint, and details only of
+    /// the realms that it is in itself. A leaf, asked through its router, cannot know which those
+    /// are: there, details are given of the realm alone in which the call came.
+    pub(super) fn builtin(
+        &self,
+        procedure: &str,
+        body: &Bytes,
+        asker: Option<LinkId>,
+        realm: RealmTag,
+    ) -> Option<Bytes> {
+        match procedure {
+            "macula.ping" => Some(body.clone()),
+            "macula.info" => Some(self.info().into()),
+            "macula.stats" => Some(self.stats_json(asker, realm).into()),
+            _ => None,
+        }
+    }
+
+    fn info(&self) -> String {
+        let role = match self.config.role {
+            Role::Router => "router",
+            Role::Leaf => "leaf",
+        };
+        format!(
+            r#"{{"id":"{}","agent":"{}","role":"{role}","uptime_s":{}}}"#,
+            self.id,
+            escape(&self.config.agent),
+            self.uptime().as_secs()
+        )
+    }
+
+    fn stats_json(&self, asker: Option<LinkId>, realm: RealmTag) -> String {
+        let asker = asker.and_then(|link| self.links.get(&link));
+        let stats = &self.stats;
+        let links = self.links.values().filter(|link| link.is_ready()).count();
+        let mut text = self.info();
+        text.pop();
+        let totals = [
+            ("links", links as u64),
+            ("messages_in", stats.messages_in),
+            ("messages_out", stats.messages_out),
+            ("message_bytes_in", stats.message_bytes_in),
+            ("duplicates", stats.duplicates),
+            ("dropped_slow", stats.dropped_slow),
+            ("abandoned", stats.abandoned),
+            ("refused", stats.refused),
+            ("calls", stats.calls),
+            ("calls_open", self.calls.len() as u64),
+            ("calls_failed", stats.calls_failed),
+            ("failovers", stats.failovers),
+            ("protocol_errors", stats.protocol_errors),
+            ("stalled_links", stats.stalled_links),
+        ];
+        for (name, value) in totals {
+            text.push_str(&format!(r#","{name}":{value}"#));
+        }
+        let is_leaf = self.config.role == Role::Leaf;
+        let seen = |tag: &RealmTag| {
+            asker.is_none_or(|link| link.realms.contains(tag) && (!is_leaf || *tag == realm))
+        };
+        let realms: Vec<String> = self
+            .realms
+            .iter()
+            .filter(|(tag, _)| seen(tag))
+            .map(|(_, realm)| {
+                let id: String = realm.id.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+                let registrations: usize =
+                    realm.providers.values().map(|providers| providers.len()).sum();
+                format!(
+                    r#"{{"realm":"{id}","peers":{},"subscriptions":{},"registrations":{registrations},"retained":{},"ring_bytes":{}}}"#,
+                    realm.sessions.len(),
+                    realm.trie.len(),
+                    realm.retained.len(),
+                    realm.ring.bytes(),
+                )
+            })
+            .collect();
+        text.push_str(&format!(r#","realms":[{}]}}"#, realms.join(",")));
+        text
+    }
+}
+
+/// Makes a text fit for a JSON string.
+fn escape(text: &str) -> String {
+    text.chars()
+        .filter(|character| !character.is_control())
+        .flat_map(|character| match character {
+            '"' | '\\' => vec!['\\', character],
+            _ => vec![character],
+        })
+        .collect()
+}

@@ -1,0 +1,639 @@
+//! Links come, say hello, are probed, say goodbye and go.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::link::{Cargo, Link, PauseReason, PeerHello, Stage};
+use super::realm::{Realm, Target};
+use super::session::{Session, SessionId};
+use super::timers::Timer;
+use super::{Action, Admission, Event, Node, Role};
+use crate::id::{EndpointId, LinkId, RealmId, RealmTag};
+use crate::limits;
+use crate::time::Time;
+use crate::wire::message::{
+    CallFailure, CloseCode, ErrorClass, Hello, Message, RealmOffer, RealmStatus, RefusalCode,
+};
+use crate::wire::{self, Channel};
+
+/// A link that has not said hello by then is closed.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Probes that may go unanswered before the link is closed.
+const PROBE_MISSES_MAX: u8 = 2;
+/// A link on which a call waits is probed when nothing was heard for so long.
+const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// Silence after which a link on which a call waits is given up.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(3);
+
+impl Node {
+    pub(super) fn on_link_up(
+        &mut self,
+        now: Time,
+        link: LinkId,
+        peer: EndpointId,
+        dialled: bool,
+        remote: SocketAddr,
+    ) {
+        if self.links.contains_key(&link) {
+            return;
+        }
+        self.stats.links_up += 1;
+        let full = self.links.len() >= self.config.links_max;
+        self.links.insert(link, Link::new(now, peer, dialled, remote));
+        if full || self.draining {
+            let (code, reason) = if full {
+                (CloseCode::Limit, "this gateway has as many links as it may have")
+            } else {
+                (CloseCode::Restarting, "this gateway is going down")
+            };
+            return self.close_link(now, link, code, reason);
+        }
+        self.timers.set(Timer::Handshake(link), now + HANDSHAKE_TIMEOUT);
+        let realms = if dialled { self.offers() } else { Vec::new() };
+        let hello = Hello {
+            version_min: wire::VERSION_MIN,
+            version_max: wire::VERSION_MAX,
+            capabilities: 0,
+            is_router: self.config.role == Role::Router,
+            instance: self.config.epoch,
+            resumes: if dialled { self.upstream_instance } else { 0 },
+            observed: remote.to_string(),
+            agent: self.config.agent.clone(),
+            realms,
+        };
+        self.send_control(now, link, &Message::Hello(hello));
+    }
+
+    fn offers(&self) -> Vec<RealmOffer> {
+        self.realms
+            .values()
+            .filter(|realm| realm.joined)
+            .take(limits::REALMS_PER_LINK_MAX)
+            .map(|realm| RealmOffer { realm: realm.id, grant: realm.grant.clone() })
+            .collect()
+    }
+
+    pub(super) fn on_handshake_timeout(&mut self, now: Time, link: LinkId) {
+        if self.links.get(&link).is_some_and(|link| link.stage == Stage::Handshake) {
+            self.close_link(now, link, CloseCode::Unresponsive, "no hello came");
+        }
+    }
+
+    pub(super) fn on_hello(&mut self, now: Time, link_id: LinkId, hello: Hello) {
+        if hello.version_max < wire::VERSION_MIN || hello.version_min > wire::VERSION_MAX {
+            let reason = format!(
+                "this side speaks protocol versions {} to {}, yours are {} to {}",
+                wire::VERSION_MIN,
+                wire::VERSION_MAX,
+                hello.version_min,
+                hello.version_max
+            );
+            return self.close_link(now, link_id, CloseCode::Version, &reason);
+        }
+        let Some(link) = self.links.get_mut(&link_id) else { return };
+        let (peer, dialled) = (link.peer, link.dialled);
+        if self.config.role == Role::Leaf && dialled && !hello.is_router {
+            return self.close_link(now, link_id, CloseCode::Denied, "this endpoint is no gateway");
+        }
+        link.stage = Stage::Ready;
+        link.hello = PeerHello {
+            is_router: hello.is_router,
+            instance: hello.instance,
+            agent: hello.agent.clone(),
+        };
+        self.timers.clear(Timer::Handshake(link_id));
+        self.timers.set(Timer::Probe(link_id), now + self.config.probe_interval);
+        if self.config.role == Role::Router {
+            self.attach_session(now, link_id, peer, hello.instance);
+            let answers = self.answer_offers(link_id, hello.realms.clone());
+            self.note_succession(now, &hello);
+            if !answers.is_empty() {
+                self.send_control(now, link_id, &Message::Realms(answers));
+            }
+            self.resend_undelivered(now, link_id);
+        }
+        self.actions.push_back(Action::OpenLanes { link: link_id });
+        self.events.push_back(Event::LinkReady {
+            link: link_id,
+            peer,
+            agent: hello.agent,
+            is_router: hello.is_router,
+            instance: hello.instance,
+            observed: hello.observed,
+        });
+        if self.config.role == Role::Leaf && dialled {
+            self.attach_upstream(now, link_id, hello.instance);
+        }
+    }
+
+    /// A peer that was attached to another instance of this router tells us that we replace it:
+    /// its subscribers are on their way, so nothing counts as delivered to all before they had
+    /// time to return.
+    fn note_succession(&mut self, now: Time, hello: &Hello) {
+        if hello.resumes == 0 || hello.resumes == self.config.epoch {
+            return;
+        }
+        let until = self.started.unwrap_or(now) + self.config.successor_grace;
+        if until <= now {
+            return;
+        }
+        for offer in &hello.realms {
+            let tag = offer.realm.tag();
+            if let Some(realm) = self.realms.get_mut(&tag) {
+                realm.grace_until = Some(until);
+                self.timers.set(Timer::Grace(tag), until);
+            }
+        }
+    }
+
+    /// Admits the peer to what it asked for, or says why not.
+    fn answer_offers(&mut self, link_id: LinkId, offers: Vec<RealmOffer>) -> Vec<RealmStatus> {
+        offers
+            .into_iter()
+            .map(|offer| RealmStatus { realm: offer.realm, refusal: self.admit(link_id, &offer) })
+            .collect()
+    }
+
+    fn admit(&mut self, link_id: LinkId, offer: &RealmOffer) -> Option<(RefusalCode, String)> {
+        let tag = offer.realm.tag();
+        let link = self.links.get_mut(&link_id)?;
+        if !link.realms.contains(&tag) && link.realms.len() >= limits::REALMS_PER_LINK_MAX {
+            return Some((RefusalCode::Limit, "too many realms on one link".to_owned()));
+        }
+        match self.realms.get(&tag) {
+            _ if tag == RealmTag::ENDPOINT => {
+                let text = "no realm has this id: its first 8 bytes stand for the endpoint itself";
+                return Some((RefusalCode::UnknownRealm, text.to_owned()));
+            }
+            Some(realm) if realm.id == offer.realm => {}
+            Some(_) => {
+                let text = "another realm here has the same first 8 bytes of its id";
+                return Some((RefusalCode::UnknownRealm, text.to_owned()));
+            }
+            None if self.config.admission == Admission::AnyOpen => {
+                if self.realms.len() >= self.config.realms_max {
+                    let text = "this gateway hosts as many realms as it may";
+                    return Some((RefusalCode::Limit, text.to_owned()));
+                }
+                let realm = Realm::new(offer.realm, &self.config, &mut self.rng);
+                self.realms.insert(tag, realm);
+            }
+            None => {
+                let text =
+                    "this gateway does not host the realm; its operator can add it with --realm";
+                return Some((RefusalCode::UnknownRealm, text.to_owned()));
+            }
+        }
+        let session = link.session;
+        link.realms.insert(tag);
+        if let (Some(realm), Some(session)) = (self.realms.get_mut(&tag), session) {
+            realm.sessions.insert(session);
+        }
+        None
+    }
+
+    /// The peer asks for more realms on a standing link.
+    pub(super) fn on_join(&mut self, now: Time, link: LinkId, offers: Vec<RealmOffer>) {
+        if self.config.role != Role::Router {
+            return;
+        }
+        let answers = self.answer_offers(link, offers);
+        self.send_control(now, link, &Message::Realms(answers));
+    }
+
+    /// Joins a realm; on a router, hosts it.
+    pub(super) fn join(&mut self, now: Time, id: RealmId, grant: Bytes) {
+        let tag = id.tag();
+        if !self.realms.contains_key(&tag) {
+            let realm = Realm::new(id, &self.config, &mut self.rng);
+            self.realms.insert(tag, realm);
+        }
+        let Some(realm) = self.realms.get_mut(&tag) else { return };
+        let was_joined = realm.joined;
+        realm.joined = true;
+        realm.grant = grant.clone();
+        if was_joined {
+            return;
+        }
+        if let Some(upstream) = self.upstream {
+            let offer = RealmOffer { realm: id, grant };
+            self.send_control(now, upstream, &Message::Join(vec![offer]));
+        }
+    }
+
+    /// The router answers which realms it lets us take part in.
+    pub(super) fn on_realms(&mut self, now: Time, link_id: LinkId, answers: Vec<RealmStatus>) {
+        if self.upstream != Some(link_id) {
+            return;
+        }
+        for answer in answers {
+            let tag = answer.realm.tag();
+            let known = self.realms.get(&tag).is_some_and(|realm| realm.id == answer.realm);
+            if !known {
+                continue;
+            }
+            if answer.refusal.is_none() {
+                let Some(link) = self.links.get_mut(&link_id) else { return };
+                if link.realms.insert(tag) {
+                    self.resume_realm(now, link_id, tag);
+                }
+            }
+            self.events.push_back(Event::RealmAnswered {
+                link: link_id,
+                realm: answer.realm,
+                refusal: answer.refusal,
+            });
+        }
+        self.dispatch_parked(now);
+    }
+
+    /// A leaf has a router: what was asked for before is asked for again once realms are admitted.
+    fn attach_upstream(&mut self, now: Time, link_id: LinkId, instance: u64) {
+        if let Some(old) = self.upstream.replace(link_id)
+            && old != link_id
+        {
+            self.close_link(now, old, CloseCode::Duplicate, "attached to another gateway");
+        }
+        self.upstream_is_new = self.upstream_instance != 0 && self.upstream_instance != instance;
+        self.upstream_instance = instance;
+        for (realm, subscription) in std::mem::take(&mut self.unsubscribed) {
+            self.tell_unsubscribed(now, link_id, realm, subscription);
+        }
+        // realms joined while the hello was under way were not part of it
+        let late: Vec<RealmOffer> = {
+            let Some(link) = self.links.get(&link_id) else { return };
+            self.offers()
+                .into_iter()
+                .filter(|offer| !link.realms.contains(&offer.realm.tag()))
+                .collect()
+        };
+        if !late.is_empty() {
+            self.send_control(now, link_id, &Message::Join(late));
+        }
+        self.dispatch_parked(now);
+    }
+
+    fn attach_session(&mut self, now: Time, link_id: LinkId, peer: EndpointId, instance: u64) {
+        let known = self.sessions_by_peer.get(&peer).copied();
+        if let Some(id) = known {
+            let same = self.sessions.get(&id).is_some_and(|session| session.instance == instance);
+            let old = self.sessions.get(&id).and_then(|session| session.link);
+            if let Some(old) = old {
+                self.detach_link(now, old);
+                self.close_link(now, old, CloseCode::Duplicate, "the same peer has a newer link");
+            }
+            if same {
+                self.timers.clear(Timer::Session(id));
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.link = Some(link_id);
+                }
+                if let Some(link) = self.links.get_mut(&link_id) {
+                    link.session = Some(id);
+                }
+                return;
+            }
+            self.end_session(now, id);
+        }
+        let id = SessionId(self.next_session);
+        self.next_session += 1;
+        self.sessions.insert(
+            id,
+            Session {
+                peer,
+                instance,
+                link: Some(link_id),
+                subscriptions: Default::default(),
+                undelivered: BTreeSet::new(),
+            },
+        );
+        self.sessions_by_peer.insert(peer, id);
+        if let Some(link) = self.links.get_mut(&link_id) {
+            link.session = Some(id);
+        }
+    }
+
+    /// Takes a link out of its session: what it had not delivered waits for the next link.
+    fn detach_link(&mut self, now: Time, link_id: LinkId) {
+        let Some(link) = self.links.get_mut(&link_id) else { return };
+        let Some(session_id) = link.session.take() else { return };
+        // a ring entry may be here twice: once more for each subscription that resumed
+        let mut left: Vec<(RealmTag, u64)> = Vec::new();
+        // lane 0 carries calls: what becomes of them is decided when the link is gone
+        for lane in link.lanes.iter_mut().skip(1) {
+            left.extend(lane.unacked.drain(..));
+            for queued in lane.queue.drain(..) {
+                if let Cargo::AtLeastOnce { realm, entry } = queued.cargo {
+                    left.push((realm, entry));
+                }
+            }
+            lane.bytes = 0;
+        }
+        let bulk = std::mem::take(&mut link.bulk).into_values().map(|bulk| bulk.cargo);
+        let held = std::mem::take(&mut link.held).into_values().flatten().map(|held| held.cargo);
+        for cargo in bulk.chain(held) {
+            if let Cargo::AtLeastOnce { realm, entry } = cargo {
+                left.push((realm, entry));
+            }
+        }
+        link.held_bytes = 0;
+        if let Some(session) = self.sessions.get_mut(&session_id) {
+            session.link = None;
+            self.timers.set(Timer::Session(session_id), now + limits::RESUME_WINDOW);
+        }
+        for (realm, entry) in left {
+            self.keep_undelivered(now, Some(session_id), realm, entry);
+        }
+    }
+
+    /// Keeps a ring entry for the next link of a session. It comes once there, however often it
+    /// was on its way on the last one, so that it is owed once from now on.
+    pub(super) fn keep_undelivered(
+        &mut self,
+        now: Time,
+        session: Option<SessionId>,
+        realm: RealmTag,
+        entry: u64,
+    ) {
+        let session = session.and_then(|session| self.sessions.get_mut(&session));
+        if session.is_none_or(|session| !session.undelivered.insert((realm, entry))) {
+            self.settle(now, realm, entry);
+        }
+    }
+
+    /// A returning peer gets what its last link did not deliver, in the order of arrival here.
+    fn resend_undelivered(&mut self, now: Time, link_id: LinkId) {
+        let Some(session) = self.links.get(&link_id).and_then(|link| link.session) else { return };
+        let Some(session) = self.sessions.get_mut(&session) else { return };
+        for (realm, entry) in std::mem::take(&mut session.undelivered) {
+            let Some(held) = self.realms.get(&realm).and_then(|realm| realm.ring.entry(entry))
+            else {
+                continue;
+            };
+            let publish = held.publish.clone();
+            let topic = held.topic.clone();
+            let cargo = Cargo::AtLeastOnce { realm, entry };
+            self.send_publish(now, link_id, &topic, &publish, None, cargo);
+        }
+    }
+
+    pub(super) fn on_session_expired(&mut self, now: Time, id: SessionId) {
+        if self.sessions.get(&id).is_some_and(|session| session.link.is_none()) {
+            self.end_session(now, id);
+        }
+    }
+
+    /// Forgets a peer: its subscriptions end and its messages are given up.
+    fn end_session(&mut self, now: Time, id: SessionId) {
+        self.timers.clear(Timer::Session(id));
+        let Some(session) = self.sessions.remove(&id) else { return };
+        if self.sessions_by_peer.get(&session.peer) == Some(&id) {
+            self.sessions_by_peer.remove(&session.peer);
+        }
+        self.expect_no_more(&session);
+        for ((tag, subscription), (pattern, policy)) in session.subscriptions {
+            if let Some(realm) = self.realms.get_mut(&tag) {
+                realm.trie.remove(&pattern, &Target::Peer { session: id, subscription, policy });
+                realm.forget_routes();
+            }
+        }
+        for (tag, entry) in session.undelivered {
+            let lost = self
+                .realms
+                .get(&tag)
+                .and_then(|realm| realm.ring.entry(entry))
+                .map_or(0, |entry| u64::from(entry.publish.count));
+            self.stats.abandoned += lost;
+            self.settle(now, tag, entry);
+        }
+        let mut idle = Vec::new();
+        for (tag, realm) in &mut self.realms {
+            if realm.sessions.remove(&id) && realm.is_idle() {
+                idle.push(*tag);
+            }
+        }
+        for tag in idle {
+            self.realms.remove(&tag);
+        }
+    }
+
+    pub(super) fn on_link_down(&mut self, now: Time, link_id: LinkId, reason: &str) {
+        let session = self.links.get(&link_id).and_then(|link| link.session);
+        self.detach_link(now, link_id);
+        let Some(link) = self.links.remove(&link_id) else { return };
+        for timer in [
+            Timer::Handshake(link_id),
+            Timer::Probe(link_id),
+            Timer::Watch(link_id),
+            Timer::Stall(link_id),
+        ] {
+            self.timers.clear(timer);
+        }
+        self.acks_dirty.remove(&link_id);
+        // it waits for nobody any more
+        self.waiters.retain(|_, waiting| {
+            waiting.retain(|source| source.link() != Some(link_id));
+            !waiting.is_empty()
+        });
+        self.release(now, PauseReason::Target(link_id));
+        for sync in &link.syncs {
+            self.sync_over(*sync);
+        }
+        if self.upstream == Some(link_id) {
+            self.upstream = None;
+            let unsure = std::mem::take(&mut self.unsubscribed_unsure).into_iter();
+            self.unsubscribed.extend(unsure.map(|(realm, number, _)| (realm, number)));
+            // large messages that a flush waited for cannot arrive any more
+            self.finish_flushes();
+        }
+        self.remove_providers(link_id);
+        if let Some(session) = session
+            && link.said_goodbye
+        {
+            self.end_session(now, session);
+        }
+        self.calls_of_lost_link(now, link_id, &link);
+        if link.hello.instance != 0 {
+            self.events.push_back(Event::LinkLost {
+                link: link_id,
+                peer: link.peer,
+                reason: reason.to_owned(),
+            });
+        }
+    }
+
+    pub(super) fn close_link(
+        &mut self,
+        _now: Time,
+        link_id: LinkId,
+        code: CloseCode,
+        reason: &str,
+    ) {
+        let Some(link) = self.links.get_mut(&link_id) else { return };
+        if link.stage == Stage::Closing {
+            return;
+        }
+        link.stage = Stage::Closing;
+        self.actions.push_back(Action::CloseLink {
+            link: link_id,
+            code,
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// The peer broke the protocol: it is told and cut off, nobody else notices.
+    pub(super) fn protocol_error(&mut self, now: Time, link: LinkId, reason: &str) {
+        self.stats.protocol_errors += 1;
+        self.close_link(now, link, CloseCode::Protocol, reason);
+    }
+
+    pub(super) fn on_goodbye(
+        &mut self,
+        link_id: LinkId,
+        code: CloseCode,
+        reason: String,
+        reconnect_in: Duration,
+    ) {
+        let Some(link) = self.links.get_mut(&link_id) else { return };
+        link.said_goodbye = code == CloseCode::Done;
+        self.events.push_back(Event::PeerLeaving { link: link_id, code, reason, reconnect_in });
+    }
+
+    /// Tells every peer and closes every link; new ones are turned away.
+    pub(super) fn shutdown(
+        &mut self,
+        now: Time,
+        code: CloseCode,
+        reason: &str,
+        reconnect_window: Duration,
+    ) {
+        self.draining = true;
+        let mut links: Vec<LinkId> = self.links.keys().copied().collect();
+        links.sort();
+        let window = u64::try_from(reconnect_window.as_micros()).unwrap_or(u64::MAX);
+        for link in links {
+            // spread over the window, so that they do not all come back at once
+            let share = match window {
+                0 => 0,
+                _ => rand_core::Rng::next_u64(&mut self.rng) % window,
+            };
+            let goodbye = Message::Goodbye {
+                code,
+                reason: reason.to_owned(),
+                reconnect_in: Duration::from_micros(share),
+            };
+            self.send_control(now, link, &goodbye);
+            self.close_link(now, link, code, reason);
+        }
+    }
+
+    /// The application probe: a stack can go on acknowledging for a program that hangs.
+    pub(super) fn on_probe_due(&mut self, now: Time, link_id: LinkId) {
+        let interval = self.config.probe_interval;
+        let Some(link) = self.links.get_mut(&link_id) else { return };
+        if !link.is_ready() {
+            return;
+        }
+        let quiet = now - link.heard;
+        if quiet < interval {
+            let next = link.heard + interval;
+            link.probe_misses = 0;
+            return self.timers.set(Timer::Probe(link_id), next);
+        }
+        if link.probe_sent.is_some() {
+            link.probe_misses += 1;
+            if link.probe_misses >= PROBE_MISSES_MAX {
+                let reason = "did not answer two probes";
+                return self.close_link(now, link_id, CloseCode::Unresponsive, reason);
+            }
+        }
+        self.probe(now, link_id);
+        self.timers.set(Timer::Probe(link_id), now + interval);
+    }
+
+    fn probe(&mut self, now: Time, link_id: LinkId) {
+        let id = self.next_probe;
+        self.next_probe += 1;
+        if let Some(link) = self.links.get_mut(&link_id) {
+            link.probe_sent = Some(id);
+        }
+        self.send_control(now, link_id, &Message::Ping { id });
+    }
+
+    pub(super) fn on_pong(&mut self, link_id: LinkId, id: u64) {
+        if let Some(link) = self.links.get_mut(&link_id)
+            && link.probe_sent == Some(id)
+        {
+            link.probe_sent = None;
+            link.probe_misses = 0;
+            if self.upstream == Some(link_id) {
+                // control keeps order: what went before the probe has arrived
+                self.unsubscribed_unsure.retain(|(_, _, probe)| *probe > id);
+            }
+        }
+    }
+
+    /// A call waits for this peer: look soon whether it is still there.
+    pub(super) fn watch(&mut self, now: Time, link_id: LinkId) {
+        self.timers.set_if_unset(Timer::Watch(link_id), now + WATCH_INTERVAL);
+    }
+
+    pub(super) fn on_watch_due(&mut self, now: Time, link_id: LinkId) {
+        let Some(link) = self.links.get_mut(&link_id) else { return };
+        if !link.is_ready() || link.calls_out.is_empty() {
+            return;
+        }
+        let quiet = now - link.heard;
+        if quiet >= WATCH_TIMEOUT && link.probe_sent.is_some() {
+            let reason = "is silent while calls wait for it";
+            return self.close_link(now, link_id, CloseCode::Unresponsive, reason);
+        }
+        if quiet >= WATCH_INTERVAL {
+            if link.probe_sent.is_none() {
+                self.probe(now, link_id);
+            } else if !link.suspect {
+                link.suspect = true;
+                self.fail_over_from(now, link_id);
+            }
+        }
+        self.timers.set(Timer::Watch(link_id), now + WATCH_INTERVAL);
+    }
+
+    /// Cuts off a subscriber that takes nothing while others wait for it.
+    pub(super) fn on_stall_due(&mut self, now: Time, link_id: LinkId) {
+        let patience = self.config.stall_timeout;
+        let Some(link) = self.links.get(&link_id) else { return };
+        let Some(since) = link.stalled_since() else { return };
+        if now - since < patience {
+            return self.timers.set(Timer::Stall(link_id), since + patience);
+        }
+        self.stats.stalled_links += 1;
+        let reason = format!("took nothing for {} s while messages waited", patience.as_secs());
+        // what it did not take is given up at once: it is here, it just does not read
+        let session = self.links.get(&link_id).and_then(|link| link.session);
+        self.detach_link(now, link_id);
+        if let Some(session) = session {
+            self.end_session(now, session);
+        }
+        self.remove_providers(link_id);
+        self.close_link(now, link_id, CloseCode::SlowConsumer, &reason);
+    }
+
+    /// An answer to a call that cannot be carried out here.
+    pub(super) fn failure(class: ErrorClass, message: &str, retry_safe: bool) -> CallFailure {
+        CallFailure {
+            class,
+            code: 0,
+            message: message.to_owned(),
+            retry_after: Duration::ZERO,
+            retry_safe,
+        }
+    }
+
+    /// Sends a message on the lane of calls.
+    pub(super) fn send_call_lane(&mut self, now: Time, link: LinkId, message: &Message) {
+        self.push_plain(now, link, Channel::CALLS, wire::encode(message));
+    }
+}

@@ -1,0 +1,382 @@
+//! One link as the node sees it: its queues, credits and what it waits for.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::api::Transmit;
+use super::session::SessionId;
+use crate::id::{EndpointId, LinkId, RealmTag, StreamId};
+use crate::limits;
+use crate::pubsub::Topic;
+use crate::time::Time;
+use crate::wire::{Channel, Frame};
+
+/// What a queued frame is, for whoever has to drop it, count it or move it to another link.
+#[derive(Clone, Debug)]
+pub(super) enum Cargo {
+    /// Control messages, results, items.
+    Plain,
+    /// A publish that may be dropped, and how many messages it holds.
+    AtMostOnce { messages: u32, droppable: bool },
+    /// A publish that lives in the ring under this id until it is acknowledged.
+    AtLeastOnce { realm: RealmTag, entry: u64 },
+    /// A call, by its relay number.
+    Call { relay: u64 },
+}
+
+/// A frame that waits for the transport.
+#[derive(Clone, Debug)]
+pub(super) struct Queued {
+    pub(super) frame: Frame,
+    pub(super) cargo: Cargo,
+}
+
+/// The outgoing half of one channel.
+#[derive(Debug)]
+pub(super) struct OutQueue {
+    pub(super) queue: VecDeque<Queued>,
+    /// Bytes in `queue`.
+    pub(super) bytes: usize,
+    /// Bytes that the transport holds.
+    pub(super) in_transport: usize,
+    /// QoS 1 publishes sent and not yet acknowledged, in order.
+    pub(super) unacked: VecDeque<(RealmTag, u64)>,
+    /// How many of them were acknowledged since the link came up.
+    pub(super) acked: u64,
+    /// When something last moved.
+    pub(super) progress: Time,
+    /// Publishes queued here so far, and how many of them the peer surely has handled.
+    pub(super) published: u64,
+    pub(super) synced: u64,
+    /// The stream ends when the queue is empty.
+    pub(super) finishes: bool,
+}
+
+impl OutQueue {
+    pub(super) fn new(now: Time) -> Self {
+        Self {
+            queue: VecDeque::new(),
+            bytes: 0,
+            in_transport: 0,
+            unacked: VecDeque::new(),
+            acked: 0,
+            progress: now,
+            published: 0,
+            synced: 0,
+            finishes: false,
+        }
+    }
+
+    /// Appends a frame; [`OutQueue::pump`] sends it when its turn comes.
+    pub(super) fn push(&mut self, now: Time, queued: Queued) {
+        if self.queue.is_empty() && self.in_transport == 0 && self.unacked.is_empty() {
+            self.progress = now;
+        }
+        if matches!(queued.cargo, Cargo::AtMostOnce { .. } | Cargo::AtLeastOnce { .. }) {
+            self.published += 1;
+        }
+        self.bytes += queued.frame.wire_bytes();
+        self.queue.push_back(queued);
+    }
+
+    /// Moves what the transport has room for.
+    pub(super) fn pump(&mut self, link: LinkId, channel: Channel, out: &mut VecDeque<Transmit>) {
+        let window = match channel {
+            Channel::Bulk => limits::BULK_WINDOW_BYTES,
+            Channel::Control | Channel::Lane(_) | Channel::Stream(_) => {
+                limits::TRANSPORT_WINDOW_BYTES
+            }
+        };
+        while let Some(front) = self.queue.front() {
+            let bytes = front.frame.wire_bytes();
+            if self.in_transport > 0 && self.in_transport + bytes > window {
+                return;
+            }
+            let Some(queued) = self.queue.pop_front() else { return };
+            self.bytes -= bytes;
+            self.in_transport += bytes;
+            if let Cargo::AtLeastOnce { realm, entry } = queued.cargo {
+                self.unacked.push_back((realm, entry));
+            }
+            out.push_back(Transmit { link, channel, frame: queued.frame });
+        }
+    }
+
+    /// The transport passed `bytes` on.
+    pub(super) fn sent(&mut self, now: Time, bytes: usize) {
+        self.in_transport = self.in_transport.saturating_sub(bytes);
+        self.progress = now;
+    }
+
+    /// Drops the oldest droppable publishes until `bytes` fits `max`; returns how many messages.
+    pub(super) fn drop_oldest(&mut self, max: usize) -> u64 {
+        let mut dropped = 0;
+        if self.bytes <= max {
+            return dropped;
+        }
+        let mut excess = self.bytes - max;
+        self.queue.retain(|queued| {
+            let Cargo::AtMostOnce { messages, droppable: true } = queued.cargo else { return true };
+            if excess == 0 {
+                return true;
+            }
+            excess = excess.saturating_sub(queued.frame.wire_bytes());
+            dropped += u64::from(messages);
+            false
+        });
+        self.bytes = self.queue.iter().map(|queued| queued.frame.wire_bytes()).sum();
+        dropped
+    }
+}
+
+/// A large message on its way on a stream of its own.
+#[derive(Debug)]
+pub(super) struct BulkInFlight {
+    pub(super) topic: (RealmTag, Topic),
+    pub(super) cargo: Cargo,
+    pub(super) bytes: usize,
+}
+
+/// One publish that waits behind a large one on the same topic, or for a stream of its own.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) publish: crate::wire::message::Publish,
+    pub(super) cargo: Cargo,
+}
+
+impl Held {
+    /// What it counts for, so that very many small ones are bounded too.
+    pub(super) fn bytes(&self) -> usize {
+        self.publish.body.len() + HELD_OVERHEAD_BYTES
+    }
+}
+
+/// What a held publish costs beside its body.
+const HELD_OVERHEAD_BYTES: usize = 256;
+
+/// Why a channel is not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum PauseReason {
+    /// A subscriber's link has no room.
+    Target(LinkId),
+    /// The realm's rings are full.
+    Ring(RealmTag),
+    /// A local subscription's queue is full.
+    Handle(crate::id::SubscriptionId),
+}
+
+/// The incoming half of one lane.
+#[derive(Debug, Default)]
+pub(super) struct LaneIn {
+    /// QoS 1 publishes taken since the link came up.
+    pub(super) taken: u64,
+    /// What was acknowledged last.
+    pub(super) acked: u64,
+    /// Why it is not read; empty: it is.
+    pub(super) pauses: BTreeSet<PauseReason>,
+}
+
+/// How far the handshake is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The peer has not said hello.
+    Handshake,
+    /// Everything may flow.
+    Ready,
+    /// Being closed; whatever still comes is ignored.
+    Closing,
+}
+
+/// What the peer said of itself.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PeerHello {
+    pub(super) is_router: bool,
+    pub(super) instance: u64,
+    pub(super) agent: String,
+}
+
+/// One link.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) peer: EndpointId,
+    pub(super) dialled: bool,
+    pub(super) remote: SocketAddr,
+    pub(super) stage: Stage,
+    pub(super) hello: PeerHello,
+    pub(super) session: Option<SessionId>,
+    /// Realms that we admitted the peer to (or, on a dialled link, that it admitted us to).
+    pub(super) realms: BTreeSet<RealmTag>,
+    pub(super) control: OutQueue,
+    pub(super) lanes: [OutQueue; limits::LANE_COUNT as usize],
+    pub(super) streams: BTreeMap<StreamId, OutQueue>,
+    pub(super) next_stream: u64,
+    /// Frames with streams of their own. Of large publishes, `held_bytes` keeps account.
+    pub(super) bulk_out: OutQueue,
+    pub(super) lanes_in: [LaneIn; limits::LANE_COUNT as usize],
+    pub(super) bulk: BTreeMap<u64, BulkInFlight>,
+    pub(super) next_bulk: u64,
+    /// Topics that wait for a large message, and what waits.
+    pub(super) held: BTreeMap<(RealmTag, Topic), VecDeque<Held>>,
+    pub(super) held_bytes: usize,
+    /// Topics in `held` whose first message needs a stream of its own and has none yet.
+    pub(super) bulk_waiting: VecDeque<(RealmTag, Topic)>,
+    /// Topics whose large message waits until the peer has handled what went before on their
+    /// lane: sync number -> topic, and the lane's count of publishes then.
+    pub(super) bulk_syncs: BTreeMap<u64, ((RealmTag, Topic), u64)>,
+    pub(super) bulk_progress: Time,
+    pub(super) rtt: Option<Duration>,
+    /// Messages dropped because this peer was slow, per realm.
+    pub(super) dropped: BTreeMap<RealmTag, u64>,
+    pub(super) dropped_unsaid: bool,
+    pub(super) acks_dirty: bool,
+    /// Calls that came from the peer: its number -> relay.
+    pub(super) calls_in: BTreeMap<u64, u64>,
+    /// Bytes of their arguments.
+    pub(super) calls_in_bytes: usize,
+    /// Relays whose callee is the peer.
+    pub(super) calls_out: BTreeSet<u64>,
+    pub(super) registrations: super::calls::LinkRegistrations,
+    /// Relays of streaming calls by their stream.
+    pub(super) stream_relays: BTreeMap<StreamId, u64>,
+    pub(super) heard: Time,
+    pub(super) probe_sent: Option<u64>,
+    pub(super) probe_misses: u8,
+    /// The peer does not answer a probe that a waiting call asked for.
+    pub(super) suspect: bool,
+    pub(super) syncs: BTreeSet<u64>,
+    pub(super) said_goodbye: bool,
+}
+
+impl Link {
+    pub(super) fn new(now: Time, peer: EndpointId, dialled: bool, remote: SocketAddr) -> Self {
+        Self {
+            peer,
+            dialled,
+            remote,
+            stage: Stage::Handshake,
+            hello: PeerHello::default(),
+            session: None,
+            realms: BTreeSet::new(),
+            control: OutQueue::new(now),
+            lanes: std::array::from_fn(|_| OutQueue::new(now)),
+            streams: BTreeMap::new(),
+            next_stream: 0,
+            bulk_out: OutQueue::new(now),
+            lanes_in: Default::default(),
+            bulk: BTreeMap::new(),
+            next_bulk: 1,
+            held: BTreeMap::new(),
+            held_bytes: 0,
+            bulk_waiting: VecDeque::new(),
+            bulk_syncs: BTreeMap::new(),
+            bulk_progress: now,
+            rtt: None,
+            dropped: BTreeMap::new(),
+            dropped_unsaid: false,
+            acks_dirty: false,
+            calls_in: BTreeMap::new(),
+            calls_in_bytes: 0,
+            calls_out: BTreeSet::new(),
+            registrations: BTreeMap::new(),
+            stream_relays: BTreeMap::new(),
+            heard: now,
+            probe_sent: None,
+            probe_misses: 0,
+            suspect: false,
+            syncs: BTreeSet::new(),
+            said_goodbye: false,
+        }
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.stage == Stage::Ready
+    }
+
+    /// The outgoing queue of a channel; opens the queue of a stream.
+    pub(super) fn queue_mut(&mut self, now: Time, channel: Channel) -> Option<&mut OutQueue> {
+        match channel {
+            Channel::Control => Some(&mut self.control),
+            Channel::Lane(lane) => self.lanes.get_mut(usize::from(lane)),
+            Channel::Stream(stream) => {
+                Some(self.streams.entry(stream).or_insert_with(|| OutQueue::new(now)))
+            }
+            Channel::Bulk => Some(&mut self.bulk_out),
+        }
+    }
+
+    /// Bytes that wait for `lane`, large messages and what they hold back included.
+    pub(super) fn lane_bytes(&self, lane: u8) -> usize {
+        self.lanes.get(usize::from(lane)).map_or(0, |queue| queue.bytes) + self.held_bytes
+    }
+
+    /// Bytes of calls and answers that wait.
+    pub(super) fn call_bytes(&self) -> usize {
+        self.lanes.first().map_or(0, |queue| queue.bytes) + self.bulk_out.bytes
+    }
+
+    /// Bytes that wait in any queue.
+    pub(super) fn queued_bytes(&self) -> usize {
+        let streams: usize = self.streams.values().map(|queue| queue.bytes).sum();
+        let lanes: usize = self.lanes.iter().map(|queue| queue.bytes).sum();
+        self.control.bytes + lanes + streams + self.held_bytes
+    }
+
+    /// Drops droppable publishes that are held back, until `held_bytes` fits `max`; returns how
+    /// many messages. Oldest first within a topic.
+    pub(super) fn drop_held(&mut self, max: usize) -> u64 {
+        let mut dropped = 0;
+        if self.held_bytes <= max {
+            return dropped;
+        }
+        let held_bytes = &mut self.held_bytes;
+        for waiting in self.held.values_mut() {
+            if *held_bytes <= max {
+                break;
+            }
+            waiting.retain(|held| {
+                let Cargo::AtMostOnce { messages, droppable: true } = held.cargo else {
+                    return true;
+                };
+                if *held_bytes <= max {
+                    return true;
+                }
+                *held_bytes = held_bytes.saturating_sub(held.bytes());
+                dropped += u64::from(messages);
+                false
+            });
+        }
+        // topics of which nothing is left or under way are forgotten
+        let under_way: BTreeSet<_> = self.bulk.values().map(|bulk| &bulk.topic).collect();
+        self.held.retain(|topic, waiting| !waiting.is_empty() || under_way.contains(topic));
+        let held = &self.held;
+        self.bulk_waiting.retain(|topic| held.contains_key(topic));
+        self.bulk_syncs.retain(|_, (topic, _)| held.contains_key(topic));
+        dropped
+    }
+
+    /// When the slowest channel with acknowledged or blocking traffic last moved; `None`: nothing
+    /// waits.
+    pub(super) fn stalled_since(&self) -> Option<Time> {
+        let lanes = self
+            .lanes
+            .iter()
+            .skip(1)
+            .filter(|queue| {
+                !queue.unacked.is_empty()
+                    || queue.queue.iter().any(|queued| {
+                        !matches!(queued.cargo, Cargo::AtMostOnce { droppable: true, .. })
+                    })
+            })
+            .map(|queue| queue.progress);
+        let bulk = (!self.bulk.is_empty()).then_some(self.bulk_progress);
+        lanes.chain(bulk).min()
+    }
+
+    /// A number for a stream that this side opens.
+    pub(super) fn open_stream(&mut self) -> StreamId {
+        let id = StreamId(self.next_stream);
+        self.next_stream += 2;
+        id
+    }
+}

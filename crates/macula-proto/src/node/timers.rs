@@ -1,0 +1,82 @@
+//! The node's timers: at most one per purpose, the earliest known at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::api::TimerKind;
+use super::session::SessionId;
+use crate::id::{LinkId, RealmTag};
+use crate::time::Time;
+
+/// What a timer belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    Handshake(LinkId),
+    Probe(LinkId),
+    Watch(LinkId),
+    Stall(LinkId),
+    Deadline(u64),
+    Session(SessionId),
+    Ring(RealmTag),
+    Grace(RealmTag),
+}
+
+impl Timer {
+    const fn kind(self) -> TimerKind {
+        match self {
+            Self::Handshake(_) => TimerKind::Handshake,
+            Self::Probe(_) | Self::Watch(_) => TimerKind::Probe,
+            Self::Stall(_) => TimerKind::Stall,
+            Self::Deadline(_) => TimerKind::Deadline,
+            Self::Session(_) | Self::Ring(_) | Self::Grace(_) => TimerKind::Ring,
+        }
+    }
+}
+
+/// All timers that are set.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    due: BTreeSet<(Time, Timer)>,
+    at: BTreeMap<Timer, Time>,
+}
+
+impl Timers {
+    /// Sets `timer` to `at`, whatever it was set to before.
+    pub(super) fn set(&mut self, timer: Timer, at: Time) {
+        if let Some(old) = self.at.insert(timer, at) {
+            if old == at {
+                return;
+            }
+            self.due.remove(&(old, timer));
+        }
+        self.due.insert((at, timer));
+    }
+
+    /// Sets `timer` unless it is set already.
+    pub(super) fn set_if_unset(&mut self, timer: Timer, at: Time) {
+        if !self.at.contains_key(&timer) {
+            self.set(timer, at);
+        }
+    }
+
+    pub(super) fn clear(&mut self, timer: Timer) {
+        if let Some(old) = self.at.remove(&timer) {
+            self.due.remove(&(old, timer));
+        }
+    }
+
+    /// Takes one timer that is due at `now`.
+    pub(super) fn pop_due(&mut self, now: Time) -> Option<Timer> {
+        let (at, timer) = *self.due.first()?;
+        if at > now {
+            return None;
+        }
+        self.due.pop_first();
+        self.at.remove(&timer);
+        Some(timer)
+    }
+
+    /// The earliest timer.
+    pub(super) fn next(&self) -> Option<(Time, TimerKind)> {
+        self.due.first().map(|(at, timer)| (*at, timer.kind()))
+    }
+}

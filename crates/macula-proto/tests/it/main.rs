@@ -1,0 +1,14 @@
+//! Behaviour of whole nodes, in virtual time, and tidiness of the crate.
+
+#![allow(unreachable_pub, missing_docs, reason = "a test binary has no users")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a failing test may panic and print")]
+
+mod digest;
+mod faults;
+mod handshake;
+mod pubsub;
+mod qos1;
+mod rpc;
+mod scripts;
+mod slow;
+mod world;
