@@ -1,0 +1,245 @@
+//! A socket with an identity.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::dial::{self, DialError, Target};
+use crate::key::SecretKey;
+use crate::link::Connected;
+use crate::quic;
+use crate::socket::{self, BindError};
+
+/// Upper bound of [`EndpointConfig::mtu_max`], bytes.
+///
+/// QUIC hands the kernel up to ten packets in one call, which must not exceed 65,507 bytes
+/// together. Beyond that such calls fail, the packets count as lost, and throughput collapses.
+pub const MTU_MAX: u16 = 6_500;
+
+/// Accepted peers that may wait for [`Endpoint::accept`].
+const ACCEPTED_MAX: usize = 64;
+/// What [`Endpoint::close`] gives the goodbyes to go out.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Settings of an [`Endpoint`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct EndpointConfig {
+    /// Who this endpoint is.
+    pub key: SecretKey,
+    /// Where to listen; `None`, the default, takes an ephemeral port of both address families.
+    /// `[::]:port` takes IPv4 too.
+    pub listen: Option<SocketAddr>,
+    /// Whether peers may dial this endpoint. Default `false`.
+    pub accept: bool,
+    /// After so much silence a packet is sent that the peer must acknowledge. Bounds how long it
+    /// takes to notice that a peer was restarted, and keeps NAT mappings; costs a packet each way.
+    /// Must be below a third of `idle_timeout`. Default 4 s.
+    pub keep_alive: Duration,
+    /// After so much silence a link is down. The smaller value of both sides counts. Default 15 s.
+    pub idle_timeout: Duration,
+    /// What a handshake may take, dialled (each address) or accepted. Default 5 s.
+    pub handshake_timeout: Duration,
+    /// Handshakes of peers that may run at once. From half of it on peers must show first that
+    /// they receive what is sent to them, which costs a round trip. Default 512.
+    pub handshakes_max: usize,
+    /// Largest UDP payload to send and to take, bytes, 1,200 to [`MTU_MAX`]; values outside are
+    /// moved to the nearest bound. Discovery finds what a path really carries. Default [`MTU_MAX`].
+    pub mtu_max: u16,
+    /// Kernel buffers of the socket, bytes, each; the system's own limits are lower as a rule
+    /// (`net.core.rmem_max`). Small ones lose packets in bursts. Default 8 MiB.
+    pub socket_buffer_bytes: usize,
+}
+
+impl EndpointConfig {
+    /// The defaults, for an endpoint that only dials.
+    pub fn new(key: SecretKey) -> Self {
+        Self {
+            key,
+            listen: None,
+            accept: false,
+            keep_alive: Duration::from_secs(4),
+            idle_timeout: Duration::from_secs(15),
+            handshake_timeout: Duration::from_secs(5),
+            handshakes_max: 512,
+            mtu_max: MTU_MAX,
+            socket_buffer_bytes: 8 * 1024 * 1024,
+        }
+    }
+}
+
+/// A UDP socket with an identity, which dials peers and accepts them.
+///
+/// Dropping it stops accepting; links go on until they are closed. [`Self::close`] ends them all.
+#[derive(Debug)]
+pub struct Endpoint {
+    quic: Arc<quic::Endpoint>,
+    local_addr: SocketAddr,
+    handshake_timeout: Duration,
+    runtime: Handle,
+    accepted: Mutex<mpsc::Receiver<Connected>>,
+    tasks: TaskTracker,
+    closed: CancellationToken,
+}
+
+impl Endpoint {
+    /// Binds the socket and starts.
+    ///
+    /// # Errors
+    /// See [`BindError`]; nothing runs then.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O and time.
+    pub fn bind(config: &EndpointConfig) -> Result<Self, BindError> {
+        if config.keep_alive * 3 >= config.idle_timeout {
+            let (keep_alive, idle) = (config.keep_alive, config.idle_timeout);
+            return Err(BindError::Timing { keep_alive, idle });
+        }
+        let socket = socket::bind(config.listen, config.socket_buffer_bytes)?;
+        let mut config = config.clone();
+        config.mtu_max = config.mtu_max.clamp(1200, MTU_MAX);
+        let quic = quic::Endpoint::new(&config, socket);
+        let quic = Arc::new(quic.map_err(|source| BindError::Quic { source })?);
+        let local_addr = quic.local_addr().map_err(|source| BindError::Quic { source })?;
+        let (sender, receiver) = mpsc::channel(ACCEPTED_MAX);
+        let endpoint = Self {
+            local_addr,
+            handshake_timeout: config.handshake_timeout,
+            runtime: Handle::current(),
+            accepted: Mutex::new(receiver),
+            tasks: TaskTracker::new(),
+            closed: CancellationToken::new(),
+            quic,
+        };
+        if config.accept {
+            let acceptor = Acceptor {
+                quic: Arc::clone(&endpoint.quic),
+                timeout: config.handshake_timeout,
+                slots: Arc::new(Semaphore::new(config.handshakes_max.max(1))),
+                slots_max: config.handshakes_max.max(1),
+                accepted: sender,
+                runtime: endpoint.runtime.clone(),
+                tasks: endpoint.tasks.clone(),
+                closed: endpoint.closed.clone(),
+            };
+            endpoint.tasks.spawn(acceptor.run());
+        }
+        Ok(endpoint)
+    }
+
+    /// The address that the socket is bound to.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Dials a peer at all its addresses: they start 250 ms apart, at once when one fails, and the
+    /// first finished handshake wins.
+    ///
+    /// An address where another peer answers does not keep the others from being tried.
+    ///
+    /// # Errors
+    /// See [`DialError`]; `WrongKey` and `Refused` are told in preference to silence elsewhere.
+    ///
+    /// # Cancel safety
+    /// Dropping the future abandons all attempts.
+    pub async fn dial(&self, target: &Target) -> Result<Connected, DialError> {
+        let connection = dial::dial(&self.quic, target, self.handshake_timeout).await?;
+        Ok(Connected::new(connection, true, self.runtime.clone()))
+    }
+
+    /// The next peer that completed its handshake; `None` once the endpoint is closed, or at once
+    /// when it does not accept. At most 64 wait here; beyond that handshakes wait.
+    ///
+    /// # Cancel safety
+    /// Safe: no peer is lost.
+    pub async fn accept(&self) -> Option<Connected> {
+        let mut accepted = self.accepted.lock().await;
+        tokio::select! {
+            biased;
+            () = self.closed.cancelled() => None,
+            connected = accepted.recv() => connected,
+        }
+    }
+
+    /// Closes every link at once with `code` and `reason`, accepts no more, and waits (1 s at most)
+    /// until the peers were told. Close links with [`Link::close`](crate::Link::close) first where
+    /// what is queued shall still go out.
+    ///
+    /// # Cancel safety
+    /// Everything is closed at the first poll; only the waiting is lost.
+    pub async fn close(&self, code: u16, reason: &str) {
+        self.closed.cancel();
+        self.quic.close(code, reason);
+        let told = tokio::time::timeout(CLOSE_TIMEOUT, self.quic.closed()).await;
+        if told.is_err() {
+            tracing::debug!("some peers were not told that the endpoint closed");
+        }
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.closed.cancel();
+    }
+}
+
+/// Runs the handshakes of peers that dial.
+struct Acceptor {
+    quic: Arc<quic::Endpoint>,
+    timeout: Duration,
+    slots: Arc<Semaphore>,
+    slots_max: usize,
+    accepted: mpsc::Sender<Connected>,
+    runtime: Handle,
+    tasks: TaskTracker,
+    closed: CancellationToken,
+}
+
+impl Acceptor {
+    async fn run(self) {
+        let closed = self.closed.clone();
+        closed
+            .run_until_cancelled(async {
+                while let Some(incoming) = self.quic.incoming().await {
+                    // A flood with invented addresses must not take the slots.
+                    if self.slots.available_permits() * 2 < self.slots_max
+                        && !incoming.is_validated()
+                    {
+                        incoming.validate();
+                        continue;
+                    }
+                    let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
+                    self.start(incoming, slot);
+                }
+            })
+            .await;
+    }
+
+    /// One task per handshake: a panic in it is contained there.
+    fn start(&self, incoming: quic::Incoming, slot: OwnedSemaphorePermit) {
+        let (timeout, accepted) = (self.timeout, self.accepted.clone());
+        let (runtime, closed) = (self.runtime.clone(), self.closed.clone());
+        self.tasks.spawn(async move {
+            let handshake = async {
+                match incoming.accept(timeout).await {
+                    Ok(connection) => {
+                        let connected = Connected::new(connection, false, runtime);
+                        // Fails when the endpoint is gone; the peer is closed by that.
+                        accepted.send(connected).await.is_ok()
+                    }
+                    Err(error) => {
+                        tracing::debug!(?error, "handshake of a peer failed");
+                        false
+                    }
+                }
+            };
+            closed.run_until_cancelled(handshake).await;
+            drop(slot);
+        });
+    }
+}

@@ -1,0 +1,52 @@
+//! Moves frames between endpoints over authenticated QUIC links.
+//!
+//! An [`Endpoint`] is a UDP socket with an identity ([`SecretKey`]): it dials peers and accepts
+//! them. Both yield a [`Connected`] peer, whose key has been checked; [`Connected::start`] turns it
+//! into a [`Link`]. What happens on a link comes as [`LinkEvent`]s over one bounded channel, what
+//! shall happen is said with the methods of [`Link`], none of which ever waits.
+//!
+//! A link has channels (`macula_proto::wire::frame::Channel`), each a QUIC stream or a set of
+//! them, so that one that is blocked never holds up another:
+//!
+//! | stream | opened by | first byte | channel |
+//! |---|---|---|---|
+//! | bidirectional, the first | dialler, at once | `0x01` | control |
+//! | bidirectional | either | `0x02` | one streaming call |
+//! | unidirectional | either, at its first frame | `0x10` + lane | lane |
+//! | unidirectional | either, one per frame | `0x20` | bulk |
+//!
+//! Before [`Link::open_lanes`] the peer can open no other stream than control: QUIC gives it no
+//! credit for more. A side that finishes its control stream closes the link next.
+//!
+//! TLS 1.3 with raw Ed25519 keys on both sides, without resumption or 0-RTT. Keys of connection ids
+//! and stateless resets derive from identity and port, so that peers of a killed endpoint notice at
+//! once when it is back. Packets grow to [`MTU_MAX`] where the path has room.
+//!
+//! Receiving is bounded per channel by [`READ_AHEAD_BYTES_MAX`], sending by
+//! [`SEND_QUEUE_BYTES_MAX`]; [`Backoff`] spaces the dials of the caller.
+//!
+//! What this crate does *not* do: understand frames, decide who may connect, dial again, answer
+//! application probes.
+
+mod assemble;
+mod backoff;
+mod dial;
+mod endpoint;
+mod event;
+mod gate;
+mod key;
+mod link;
+mod queue;
+mod quic;
+mod socket;
+mod stream;
+mod sync;
+
+pub use backoff::{Backoff, DEFAULT_BACKOFF_FIRST, DEFAULT_BACKOFF_MAX};
+pub use dial::{AttemptError, DialError, Target};
+pub use endpoint::{Endpoint, EndpointConfig, MTU_MAX};
+pub use event::{DownReason, LinkEvent, LinkEventKind};
+pub use gate::{READ_AHEAD_BYTES_MAX, ReadPermit};
+pub use key::{RandomnessError, SecretKey};
+pub use link::{Connected, Link, SEND_QUEUE_BYTES_MAX};
+pub use socket::BindError;

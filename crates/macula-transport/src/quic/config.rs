@@ -1,0 +1,231 @@
+//! How QUIC is set up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use macula_proto::limits;
+use noq::{ConnectionId, ConnectionIdGenerator, InvalidCid, MtuDiscoveryConfig, VarInt};
+use ring::rand::{SecureRandom, SystemRandom};
+use ring::{hkdf, hmac};
+
+use crate::endpoint::EndpointConfig;
+use crate::key::SecretKey;
+
+/// What a peer may send on one stream before it is read, bytes: 100 Mbit/s at 100 ms.
+const STREAM_WINDOW_BYTES: u32 = 1280 * 1024;
+/// What a peer may send on a whole link before it is read, bytes. All lanes, all bulk frames and
+/// some thirty streaming calls can stand still without taking the credit of control, which shares
+/// it. Less would be safer against a peer that wastes our memory, but let slow consumers of a few
+/// calls stop a whole link.
+const LINK_WINDOW_BYTES: u32 = 64 * 1024 * 1024;
+/// Streams of both sorts that a peer may have open once the link's lanes are. QUIC renews such
+/// credit only when more than an eighth of it is used up, hence the surplus.
+const BIS_MAX: u32 = with_surplus(limits::STREAMS_PER_LINK_MAX as u32 + 1);
+const UNIS_MAX: u32 = with_surplus(limits::BULK_PER_LINK_MAX as u32 + limits::LANE_COUNT as u32);
+
+const fn with_surplus(streams: u32) -> u32 {
+    streams + streams / 7 + 1
+}
+
+/// What QUIC keeps of a link's sent and unacknowledged data, bytes.
+const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+/// Paths of one connection, for relayed and direct ones side by side.
+const PATHS_MAX: u32 = 8;
+/// Addresses that a peer may offer for direct paths.
+const PEER_ADDRESSES_MAX: u8 = 32;
+/// At most one stateless reset in this time. Resets are smaller than what provokes them and only
+/// answer connection ids of our making, so that a low bound is safe; after a restart each of
+/// thousands of peers needs one.
+const RESET_INTERVAL: Duration = Duration::from_micros(100);
+/// Connection attempts that may wait for being looked at.
+const INCOMING_MAX: usize = 4096;
+/// What one such attempt may make us keep, bytes.
+const INCOMING_BYTES_MAX: u64 = 64 * 1024;
+/// What all of them may make us keep, bytes.
+const INCOMING_TOTAL_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// Lets the peer open streams of all sorts. Until then it can only open control: what it has to
+/// say elsewhere costs no memory here and cannot use up control's share of the link's credit.
+pub(super) fn admit(connection: &noq::Connection) {
+    connection.set_max_concurrent_uni_streams(VarInt::from_u32(UNIS_MAX));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(BIS_MAX));
+}
+
+/// Settings of the socket-wide half of QUIC.
+pub(super) fn endpoint(key: &SecretKey, port: u16, mtu_max: u16) -> noq::EndpointConfig {
+    // Both keys derive from identity and port: a restarted endpoint answers the packets of links
+    // that it has forgotten with resets that the peers accept at once. The port is in it so that
+    // two endpoints of one identity cannot be used to reset each other's links.
+    let reset_key = key.derive(&format!("quic stateless reset {port}"));
+    let cid_key = Arc::new(hmac::Key::new(
+        hmac::HMAC_SHA256,
+        &key.derive(&format!("quic connection id {port}")),
+    ));
+    let mut config =
+        noq::EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &reset_key)));
+    config
+        .cid_generator(Arc::new(move || Box::new(KeyedCids { key: Arc::clone(&cid_key) })))
+        .min_reset_interval(RESET_INTERVAL)
+        // So that STUN and TURN can share the socket one day (RFC 9443).
+        .grease_quic_bit(false);
+    if let Err(error) = config.max_udp_payload_size(mtu_max) {
+        tracing::debug!(%error, mtu_max, "packet size left at QUIC's default");
+    }
+    config
+}
+
+/// Settings of accepted connections.
+pub(super) fn server(
+    tls: Arc<rustls::ServerConfig>,
+    key: &SecretKey,
+    settings: &EndpointConfig,
+) -> Result<noq::ServerConfig, noq::crypto::rustls::NoInitialCipherSuite> {
+    let tls = noq::crypto::rustls::QuicServerConfig::try_from(tls)?;
+    let mut transport = transport(settings, 1);
+    // One direction only: with both, a client that writes address reports into 0-RTT packets
+    // would hang on reconnecting.
+    transport.send_observed_address_reports(true);
+    let token_key = TokenKey::new(&key.derive("quic address token"));
+    let mut config = noq::ServerConfig::new(Arc::new(tls), Arc::new(token_key));
+    config
+        .transport_config(Arc::new(transport))
+        .max_incoming(INCOMING_MAX)
+        .incoming_buffer_size(INCOMING_BYTES_MAX)
+        .incoming_buffer_size_total(INCOMING_TOTAL_BYTES_MAX);
+    Ok(config)
+}
+
+/// Settings of dialled connections.
+pub(super) fn client(settings: &EndpointConfig) -> noq::TransportConfig {
+    let mut transport = transport(settings, 0);
+    transport.receive_observed_address_reports(true);
+    transport
+}
+
+/// What both sides have in common; `bis` is how many bidirectional streams the peer may open
+/// before [`admit`].
+fn transport(settings: &EndpointConfig, bis: u32) -> noq::TransportConfig {
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(settings.mtu_max);
+    let mut config = noq::TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(bis))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(LINK_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES)
+        .datagram_receive_buffer_size(None)
+        .mtu_discovery_config(Some(discovery))
+        .keep_alive_interval(Some(settings.keep_alive))
+        .max_idle_timeout(settings.idle_timeout.try_into().ok())
+        .max_concurrent_multipath_paths(PATHS_MAX)
+        .max_remote_nat_traversal_addresses(PEER_ADDRESSES_MAX);
+    config
+}
+
+/// Connection ids that prove to be of our making: six random bytes and four of their HMAC.
+///
+/// Unlike a random key, one that derives from the identity recognises the ids of an earlier run.
+struct KeyedCids {
+    key: Arc<hmac::Key>,
+}
+
+impl KeyedCids {
+    const RANDOM_BYTES: usize = 6;
+    const BYTES: usize = Self::RANDOM_BYTES + 4;
+
+    fn seal(&self, random: &[u8]) -> ConnectionId {
+        let mut id = [0u8; Self::BYTES];
+        let tag = hmac::sign(&self.key, random);
+        id.iter_mut().zip(random.iter().chain(tag.as_ref())).for_each(|(to, from)| *to = *from);
+        ConnectionId::new(&id)
+    }
+}
+
+impl ConnectionIdGenerator for KeyedCids {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut random = [0u8; Self::RANDOM_BYTES];
+        SystemRandom::new().fill(&mut random).expect("the system gave random bytes before");
+        self.seal(&random)
+    }
+
+    fn validate(&self, cid: ConnectionId) -> Result<(), InvalidCid> {
+        let random = cid.get(..Self::RANDOM_BYTES).ok_or(InvalidCid)?;
+        if self.seal(random) == cid { Ok(()) } else { Err(InvalidCid) }
+    }
+
+    fn cid_len(&self) -> usize {
+        Self::BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Seals address tokens with a key of their own each, derived from the identity: tokens outlive a
+/// restart, and no nonce is ever used twice with one key.
+struct TokenKey(hkdf::Prk);
+
+impl TokenKey {
+    fn new(secret: &[u8]) -> Self {
+        Self(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(secret))
+    }
+
+    fn key(&self, nonce: u128) -> Result<ring::aead::LessSafeKey, noq::crypto::CryptoError> {
+        let fail = |_| noq::crypto::CryptoError;
+        let mut key = [0u8; 32];
+        let info = nonce.to_le_bytes();
+        let info = [info.as_slice()];
+        let okm = self.0.expand(&info, hkdf::HKDF_SHA256).map_err(fail)?;
+        okm.fill(&mut key).map_err(fail)?;
+        let key = ring::aead::UnboundKey::new(&ring::aead::AES_256_GCM, &key).map_err(fail)?;
+        Ok(ring::aead::LessSafeKey::new(key))
+    }
+}
+
+impl noq::crypto::HandshakeTokenKey for TokenKey {
+    fn seal(&self, nonce: u128, data: &mut Vec<u8>) -> Result<(), noq::crypto::CryptoError> {
+        let zero = ring::aead::Nonce::assume_unique_for_key([0; 12]);
+        self.key(nonce)?
+            .seal_in_place_append_tag(zero, ring::aead::Aad::empty(), data)
+            .map_err(|_| noq::crypto::CryptoError)
+    }
+
+    fn open<'a>(
+        &self,
+        nonce: u128,
+        data: &'a mut [u8],
+    ) -> Result<&'a [u8], noq::crypto::CryptoError> {
+        let zero = ring::aead::Nonce::assume_unique_for_key([0; 12]);
+        self.key(nonce)?
+            .open_in_place(zero, ring::aead::Aad::empty(), data)
+            .map(|opened| &*opened)
+            .map_err(|_| noq::crypto::CryptoError)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use noq::crypto::HandshakeTokenKey;
+
+    #[test]
+    fn connection_ids_of_an_earlier_run_are_recognised() {
+        let cids =
+            |byte| KeyedCids { key: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[byte; 32])) };
+        let id = cids(1).generate_cid();
+        assert!(cids(1).validate(id).is_ok());
+        assert!(cids(2).validate(id).is_err());
+        assert!(cids(1).validate(ConnectionId::new(&[0; 3])).is_err());
+    }
+
+    #[test]
+    fn tokens_open_only_with_their_key_and_nonce() {
+        let mut token = b"address".to_vec();
+        TokenKey::new(b"secret").seal(7, &mut token).unwrap();
+        assert_eq!(TokenKey::new(b"secret").open(7, &mut token.clone()).unwrap(), b"address");
+        assert!(TokenKey::new(b"secret").open(8, &mut token.clone()).is_err());
+        assert!(TokenKey::new(b"other").open(7, &mut token).is_err());
+    }
+}

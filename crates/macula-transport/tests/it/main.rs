@@ -1,0 +1,8 @@
+//! Real QUIC on loopback.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod connect;
+mod flow;
+mod frames;
+mod support;
