@@ -1,0 +1,260 @@
+//! Making a node.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use macula_proto::node::{Config, Role};
+use macula_transport::{Endpoint, EndpointConfig, SecretKey};
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::driver::connector::{Connector, Progress};
+use crate::endpoint::{self, Started, check_realm_name};
+use crate::error::{JoinError, StartError};
+use crate::event::{Event, Events};
+use crate::gateway::{GatewayAddress, KnownGateways};
+use crate::key::load_or_create_key;
+use crate::node::Node;
+use crate::shared::Owner;
+use crate::visitor::Visitor;
+
+/// A start that is not told otherwise gives up after this.
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where an endpoint's key comes from.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum KeySource {
+    /// Made for this run.
+    #[default]
+    Ephemeral,
+    Given(SecretKey),
+    File(PathBuf),
+}
+
+impl KeySource {
+    pub(crate) fn load(&self) -> Result<SecretKey, StartError> {
+        match self {
+            Self::Ephemeral => SecretKey::generate()
+                .map_err(|error| StartError::Config(format!("no key: {error}"))),
+            Self::Given(key) => Ok(key.clone()),
+            Self::File(path) => Ok(load_or_create_key(path)?),
+        }
+    }
+}
+
+/// Settings of a [`Node`]; made by [`Node::builder`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing starts before `start`"]
+pub struct NodeBuilder {
+    realm: Option<String>,
+    gateways: Vec<String>,
+    key: KeySource,
+    known_gateways: Option<PathBuf>,
+    connect_timeout: Duration,
+    agent: Option<String>,
+}
+
+impl NodeBuilder {
+    pub(crate) fn new() -> Self {
+        Self {
+            realm: None,
+            gateways: Vec::new(),
+            key: KeySource::default(),
+            known_gateways: None,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            agent: None,
+        }
+    }
+
+    /// The open realm to join, by name, for example `com.example.energy`. Required.
+    pub fn realm(mut self, name: impl Into<String>) -> Self {
+        self.realm = Some(name.into());
+        self
+    }
+
+    /// Adds a gateway, `HOST:PORT` or `ENDPOINTID@HOST:PORT`; at least one is required. With
+    /// several, they are tried in this order. Names are resolved at every attempt.
+    ///
+    /// With an id the gateway must have that key. Without, the key that it has at first is pinned
+    /// and must stay, see [`NodeBuilder::known_gateways`].
+    pub fn gateway(mut self, address: impl Into<String>) -> Self {
+        self.gateways.push(address.into());
+        self
+    }
+
+    /// The node's identity. Default: a key made for this run.
+    pub fn key(mut self, key: SecretKey) -> Self {
+        self.key = KeySource::Given(key);
+        self
+    }
+
+    /// Reads the node's identity from a file; makes one, readable by its owner only, if it does
+    /// not exist.
+    pub fn key_file(mut self, path: impl AsRef<Path>) -> Self {
+        self.key = KeySource::File(path.as_ref().to_owned());
+        self
+    }
+
+    /// Keeps the pinned keys of gateways in a file, one `HOST:PORT ENDPOINTID` a line. Default:
+    /// pins last as long as the node.
+    pub fn known_gateways(mut self, path: impl AsRef<Path>) -> Self {
+        self.known_gateways = Some(path.as_ref().to_owned());
+        self
+    }
+
+    /// How long [`NodeBuilder::start`] tries to reach a gateway. Default: 10 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Program and version told to peers. Default: this library's.
+    pub fn agent(mut self, agent: impl Into<String>) -> Self {
+        self.agent = Some(agent.into());
+        self
+    }
+
+    /// Starts the node; resolves when a gateway is connected and has admitted it to the realm.
+    ///
+    /// From then on the node stays connected by itself.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops everything.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O and time.
+    pub async fn start(mut self) -> Result<Node, StartError> {
+        let name = self.realm.take().ok_or_else(|| missing("a realm", "realm"))?;
+        check_realm_name(&name)?;
+        let timeout = self.connect_timeout;
+        let Dialling { owner, progress, .. } = self.dial()?;
+        connected(&owner, &name, progress, timeout).await
+    }
+
+    /// Connects without taking part in a realm; resolves when a gateway is connected.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops everything.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O and time.
+    pub async fn visit(self) -> Result<Visitor, StartError> {
+        let timeout = self.connect_timeout;
+        let Dialling { owner, progress, mut events } = self.dial()?;
+        let visiting = async {
+            while let Some(event) = events.next().await {
+                match event {
+                    Event::Connected { peer, .. } => return Ok(peer),
+                    Event::WrongKey(wrong) => return Err(StartError::WrongKey(wrong)),
+                    _ => {}
+                }
+            }
+            Err(StartError::Closed)
+        };
+        match tokio::time::timeout(timeout, visiting).await {
+            Ok(peer) => Ok(Visitor::new(owner, peer?)),
+            Err(_) => Err(unreachable(&progress, timeout)),
+        }
+    }
+
+    /// Starts an endpoint that dials its gateways.
+    fn dial(self) -> Result<Dialling, StartError> {
+        if self.gateways.is_empty() {
+            return Err(missing("a gateway", "gateway"));
+        }
+        let gateways: Vec<GatewayAddress> = self
+            .gateways
+            .iter()
+            .map(|text| text.parse().map_err(StartError::Config))
+            .collect::<Result<_, _>>()?;
+        let known =
+            KnownGateways::load(self.known_gateways.as_deref()).map_err(StartError::Config)?;
+        let key = self.key.load()?;
+        let mut config = Config::new(Role::Leaf, Clock::unix_micros());
+        if let Some(agent) = self.agent {
+            config.agent = agent;
+        }
+        let socket = Endpoint::bind(&EndpointConfig::new(key.clone())).map_err(bind_error)?;
+        let Started { owner, endpoint, links } = endpoint::start(&key, config, socket)?;
+        // Before anything can happen, so that nothing is missed.
+        let events = owner.shared.listen();
+        let (sender, progress) = watch::channel(Progress::default());
+        let connector = Connector {
+            shared: owner.shared.clone(),
+            endpoint,
+            gateways,
+            known,
+            links,
+            progress: sender,
+            // Spreads the clients of one gateway; differs by key, which is all it takes.
+            seed: owner
+                .shared
+                .id
+                .as_bytes()
+                .iter()
+                .fold(0, |seed: u64, byte| seed.rotate_left(5) ^ u64::from(*byte)),
+        };
+        owner.tasks.spawn(connector.run());
+        Ok(Dialling { owner, progress, events })
+    }
+}
+
+/// An endpoint that dials its gateways.
+struct Dialling {
+    owner: Arc<Owner>,
+    progress: watch::Receiver<Progress>,
+    events: Events,
+}
+
+/// Waits for the admission to the realm, or for what makes it hopeless. Dropping `owner` on the
+/// way out stops everything.
+async fn connected(
+    owner: &Arc<Owner>,
+    name: &str,
+    mut progress: watch::Receiver<Progress>,
+    timeout: Duration,
+) -> Result<Node, StartError> {
+    let hopeless = async {
+        match progress.wait_for(|progress| progress.is_hopeless.is_some()).await {
+            Ok(progress) => progress.is_hopeless.clone(),
+            Err(_) => None,
+        }
+    };
+    let outcome = tokio::select! {
+        biased;
+        joined = owner.join(name) => joined,
+        wrong = hopeless => match wrong {
+            Some(wrong) => return Err(StartError::WrongKey(wrong)),
+            None => Err(JoinError::Closed),
+        },
+        () = tokio::time::sleep(timeout) => Err(JoinError::Timeout),
+    };
+    match outcome {
+        Ok(realm) => Ok(Node::new(owner.clone(), realm, name)),
+        Err(JoinError::Timeout) => Err(unreachable(&progress, timeout)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn unreachable(progress: &watch::Receiver<Progress>, after: Duration) -> StartError {
+    let last_failure = progress.borrow().last_failure.clone();
+    let reason = last_failure.unwrap_or_else(|| "no answer".to_owned());
+    StartError::Unreachable { after, reason }
+}
+
+pub(crate) fn bind_error(error: macula_transport::BindError) -> StartError {
+    // The source says what the system said, so it belongs to the text.
+    let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+    StartError::Bind(format!("{error}{}", source.unwrap_or_default()))
+}
+
+pub(crate) fn missing(what: &str, setting: &str) -> StartError {
+    StartError::Config(format!("{what} is required: set `{setting}`"))
+}

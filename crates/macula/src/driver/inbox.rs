@@ -1,0 +1,119 @@
+//! What wakes the driver, taken in batches.
+
+use std::pin::Pin;
+
+use macula_transport::LinkEvent;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::NewLink;
+use crate::shared::Command;
+
+/// Commands taken in one turn.
+const COMMANDS_PER_TURN: usize = 256;
+/// Link events taken in one turn; each holds many frames.
+const LINK_EVENTS_PER_TURN: usize = 128;
+
+/// The channels that the driver reads.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) link_events: mpsc::Receiver<LinkEvent>,
+    pub(crate) new_links: mpsc::Receiver<NewLink>,
+}
+
+/// What came in since the last turn.
+#[derive(Debug, Default)]
+pub(super) struct Round {
+    pub(super) commands: Vec<Command>,
+    pub(super) link_events: Vec<LinkEvent>,
+    pub(super) new_links: Vec<NewLink>,
+}
+
+impl Inbox {
+    /// Waits until anything has come.
+    ///
+    /// Cancel safe: what came is in `round` or still in its channel. Never ends when the senders
+    /// are gone; the driver holds what it takes to know that it shall stop.
+    pub(super) async fn receive(&mut self, round: &mut Round) {
+        tokio::select! {
+            biased;
+            Some(event) = self.link_events.recv() => round.link_events.push(event),
+            Some(command) = self.commands.recv() => round.commands.push(command),
+            Some(link) = self.new_links.recv() => round.new_links.push(link),
+            else => std::future::pending().await,
+        }
+    }
+
+    /// Takes what else is there, without waiting and within bounds.
+    pub(super) fn fill(&mut self, round: &mut Round) {
+        fill(&mut self.link_events, &mut round.link_events, LINK_EVENTS_PER_TURN);
+        fill(&mut self.commands, &mut round.commands, COMMANDS_PER_TURN);
+        fill(&mut self.new_links, &mut round.new_links, COMMANDS_PER_TURN);
+    }
+}
+
+fn fill<T>(from: &mut mpsc::Receiver<T>, to: &mut Vec<T>, max: usize) {
+    while to.len() < max
+        && let Ok(value) = from.try_recv()
+    {
+        to.push(value);
+    }
+}
+
+/// One timer, set anew only when it must ring earlier: ringing early is harmless, setting costs.
+#[derive(Debug, Default)]
+pub(super) struct Alarm {
+    sleep: Option<Pin<Box<Sleep>>>,
+    rings_at: Option<Instant>,
+}
+
+impl Alarm {
+    /// Makes it ring at `at` or earlier.
+    pub(super) fn set(&mut self, at: Option<Instant>) {
+        let Some(at) = at else { return };
+        if self.rings_at.is_some_and(|rings_at| rings_at <= at) {
+            return;
+        }
+        self.rings_at = Some(at);
+        match &mut self.sleep {
+            Some(sleep) => sleep.as_mut().reset(at),
+            none => *none = Some(Box::pin(sleep_until(at))),
+        }
+    }
+
+    /// Waits for the moment set; forever without one. Cancel safe.
+    pub(super) async fn rings(&mut self) {
+        match (&mut self.sleep, self.rings_at) {
+            (Some(sleep), Some(_)) => {
+                sleep.as_mut().await;
+                self.rings_at = None;
+            }
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_alarm_keeps_the_earliest_moment_and_rings_once() {
+        let mut alarm = Alarm::default();
+        let start = Instant::now();
+        let after = |seconds| Some(start + Duration::from_secs(seconds));
+        alarm.set(after(5));
+        alarm.set(after(2));
+        alarm.set(after(9));
+        alarm.set(None);
+        alarm.rings().await;
+        assert_eq!(start.elapsed(), Duration::from_secs(2));
+        alarm.set(after(9));
+        alarm.rings().await;
+        assert_eq!(start.elapsed(), Duration::from_secs(9));
+        let again = tokio::time::timeout(Duration::from_secs(60), alarm.rings()).await;
+        assert!(again.is_err());
+    }
+}

@@ -1,0 +1,229 @@
+//! The handle of a gateway.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use macula_proto::EndpointId;
+use macula_proto::node::{Admission, Config, Role, Stats};
+use macula_proto::wire::message::CloseCode;
+use macula_transport::{Endpoint, EndpointConfig, SecretKey};
+
+use crate::builder::{KeySource, bind_error, missing};
+use crate::clock::Clock;
+use crate::driver::connector;
+use crate::endpoint::{self, Started, check_realm_name};
+use crate::error::{Closed, JoinError, StartError};
+use crate::event::Events;
+use crate::node::Node;
+use crate::shared::{CloseCommand, Command, Owner};
+use crate::status::Status;
+
+/// What closing and draining give to what has begun.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Settings of a [`Router`]; made by [`Router::builder`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing starts before `start`"]
+pub struct RouterBuilder {
+    listen: Option<SocketAddr>,
+    realms: Vec<String>,
+    admission: Admission,
+    key: KeySource,
+    config: Config,
+    agent: Option<String>,
+}
+
+impl RouterBuilder {
+    /// Where to listen (UDP). `[::]:4433` takes IPv4 too; port 0 takes any. Required.
+    pub fn listen(mut self, addr: SocketAddr) -> Self {
+        self.listen = Some(addr);
+        self
+    }
+
+    /// Hosts an open realm, by name. Several are allowed; at least one is required, or
+    /// [`RouterBuilder::any_open_realm`].
+    pub fn realm(mut self, name: impl Into<String>) -> Self {
+        self.realms.push(name.into());
+        self
+    }
+
+    /// Hosts any open realm that a peer asks for: for labs and closed networks.
+    pub fn any_open_realm(mut self) -> Self {
+        self.admission = Admission::AnyOpen;
+        self
+    }
+
+    /// The router's identity. Default: a key made for this run, which is of little use as peers
+    /// pin it.
+    pub fn key(mut self, key: SecretKey) -> Self {
+        self.key = KeySource::Given(key);
+        self
+    }
+
+    /// Reads the router's identity from a file; makes one, readable by its owner only, if it does
+    /// not exist.
+    pub fn key_file(mut self, path: impl AsRef<Path>) -> Self {
+        self.key = KeySource::File(path.as_ref().to_owned());
+        self
+    }
+
+    /// Links at once; more are refused with a reason. Default: 16,384.
+    pub fn links_max(mut self, links_max: usize) -> Self {
+        self.config.links_max = links_max;
+        self
+    }
+
+    /// Realms at once, with [`RouterBuilder::any_open_realm`]. Default: 1,024.
+    pub fn realms_max(mut self, realms_max: usize) -> Self {
+        self.config.realms_max = realms_max;
+        self
+    }
+
+    /// Changes limits and patience of the core, all at once: see [`Config`]'s fields. What the
+    /// other methods set (role, admission, epoch, agent) is not taken from here.
+    pub fn limits(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// Program and version told to peers. Default: this library's.
+    pub fn agent(mut self, agent: impl Into<String>) -> Self {
+        self.agent = Some(agent.into());
+        self
+    }
+
+    /// Starts the router; resolves when it listens and hosts its realms.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops everything.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O and time.
+    pub async fn start(self) -> Result<Router, StartError> {
+        let listen = self.listen.ok_or_else(|| missing("an address", "listen"))?;
+        if self.realms.is_empty() && self.admission == Admission::Joined {
+            return Err(missing("a realm", "realm` or `any_open_realm"));
+        }
+        for name in &self.realms {
+            check_realm_name(name)?;
+        }
+        let key = self.key.load()?;
+        let mut config = self.config;
+        (config.role, config.epoch) = (Role::Router, Clock::unix_micros());
+        config.admission = self.admission;
+        config.agent = self.agent.unwrap_or(config.agent);
+        let mut settings = EndpointConfig::new(key.clone());
+        settings.listen = Some(listen);
+        settings.accept = true;
+        let socket = Endpoint::bind(&settings).map_err(bind_error)?;
+        let local_addr = socket.local_addr();
+        let Started { owner, endpoint, links } = endpoint::start(&key, config, socket)?;
+        // Realms first: a peer that comes at once shall not be told that they do not exist.
+        for name in &self.realms {
+            owner.join(name).await?;
+        }
+        owner.tasks.spawn(connector::accept(owner.shared.clone(), endpoint, links));
+        Ok(Router { owner, local_addr })
+    }
+}
+
+/// A gateway: keeps other nodes' subscriptions and services and forwards between them.
+///
+/// Cheap to clone. When the last handle, those of its local nodes included, is dropped, it stops at
+/// once; [`Router::drain`] and [`Router::close`] end it in order.
+#[derive(Clone, Debug)]
+pub struct Router {
+    owner: Arc<Owner>,
+    local_addr: SocketAddr,
+}
+
+impl Router {
+    /// Starts the making of a router.
+    pub fn builder() -> RouterBuilder {
+        RouterBuilder {
+            listen: None,
+            realms: Vec::new(),
+            admission: Admission::Joined,
+            key: KeySource::default(),
+            config: Config::new(Role::Router, 0),
+            agent: None,
+        }
+    }
+
+    /// The router's id: its public key.
+    pub fn id(&self) -> EndpointId {
+        self.owner.shared.id
+    }
+
+    /// The address that it listens at.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// What it is connected to, hosts and has done.
+    ///
+    /// # Errors
+    /// When the router is closed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn status(&self) -> Result<Status, Closed> {
+        self.owner.shared.ask(|answer| Command::Status { answer }).await
+    }
+
+    /// Its counters.
+    ///
+    /// # Errors
+    /// When the router is closed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn stats(&self) -> Result<Stats, Closed> {
+        Ok(self.status().await?.stats)
+    }
+
+    /// What happens to it from now on.
+    pub fn events(&self) -> Events {
+        self.owner.shared.listen()
+    }
+
+    /// A node within this endpoint, without a link: publishes, subscribes, calls and serves right
+    /// at the router. Hosts the realm if it is not hosted yet. [`Node::close`] closes the router.
+    ///
+    /// # Errors
+    /// [`JoinError::BadName`] and [`JoinError::Closed`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the realm hosted.
+    pub async fn node(&self, realm: &str) -> Result<Node, JoinError> {
+        let id = self.owner.join(realm).await?;
+        Ok(Node::new(self.owner.clone(), id, realm))
+    }
+
+    /// Goes down for a restart: refuses what is new, tells all peers to come back somewhere within
+    /// `reconnect_window`, closes all links, and ends. Gives up waiting after 5 s.
+    ///
+    /// # Cancel safety
+    /// Once begun, draining goes on when the future is dropped, as long as a handle is left.
+    pub async fn drain(&self, reconnect_window: Duration) {
+        self.end(CloseCode::Restarting, "the gateway restarts", reconnect_window).await;
+    }
+
+    /// Goes down: tells all peers, closes all links, and ends. Gives up waiting after 5 s.
+    ///
+    /// # Cancel safety
+    /// As [`Router::drain`].
+    pub async fn close(&self) {
+        self.end(CloseCode::Done, "the gateway closes", Duration::ZERO).await;
+    }
+
+    async fn end(&self, code: CloseCode, reason: &str, reconnect_window: Duration) {
+        let (reason, timeout) = (reason.to_owned(), CLOSE_TIMEOUT);
+        self.owner.close(CloseCommand { code, reason, reconnect_window, timeout }).await;
+    }
+}

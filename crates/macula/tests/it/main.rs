@@ -1,0 +1,12 @@
+//! Behaviour of nodes and routers over real QUIC on loopback.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod examples;
+mod identity;
+mod lifecycle;
+mod pubsub;
+mod restart;
+mod rpc;
+mod streaming;
+mod support;
