@@ -11,4 +11,5 @@ mod qos1;
 mod rpc;
 mod scripts;
 mod slow;
+mod tidy;
 mod world;

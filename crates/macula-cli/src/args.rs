@@ -1,0 +1,541 @@
+//! The command line: every form, flag and default.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::address::GatewayAddress;
+
+/// What `macula --help` shows below the commands.
+const AFTER_HELP: &str = "\
+GATEWAY is HOST[:PORT] or ENDPOINTID@HOST[:PORT]; the port is 4433 unless given.
+The key of a HOST:PORT gateway is pinned at first use, in the file known-gateways.
+
+Exit codes: 0 ok, 1 failure, 2 usage, 3 unreachable, 4 denied, 5 timeout, 6 no subscriber or
+provider, 7 refused by the handler, 8 back-pressure.
+
+Start with: macula demo";
+
+/// Help of `--gateway`; not a doc comment, as its brackets would be links.
+const GATEWAY_HELP: &str =
+    "Gateway: HOST[:PORT] (key pinned at first use) or ENDPOINTID@HOST[:PORT]";
+
+/// A QUIC mesh for messages and calls.
+#[derive(Debug, Parser)]
+#[command(name = "macula", version, about, after_help = AFTER_HELP, propagate_version = true)]
+pub(crate) struct Cli {
+    /// Log filter for stderr, for example info or macula=debug
+    #[arg(long, global = true, env = "MACULA_LOG", value_name = "LEVEL", hide_env_values = true)]
+    pub(crate) log: Option<String>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a gateway that others connect to
+    Gateway(GatewayArgs),
+    /// Publish a message, or every line of the input
+    Pub(PubArgs),
+    /// Print the messages of topics
+    Sub(SubArgs),
+    /// Call a procedure and print its result
+    Call(CallArgs),
+    /// Offer a procedure
+    Serve(ServeArgs),
+    /// Show what a gateway is connected to
+    Status(StatusArgs),
+    /// Measure the round trip to a gateway or a peer
+    Ping(PingArgs),
+    /// Create a key file, or show the id of one
+    Keygen(KeygenArgs),
+    /// Measure throughput and latency
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// See a working mesh: gateway and four peers on this machine
+    Demo(DemoArgs),
+    /// Print a completion script for a shell
+    Completion(CompletionArgs),
+    /// Work with gateway configuration files
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// One peer of the demo, driven over stdin
+    #[command(hide = true)]
+    DemoPeer(DemoPeerArgs),
+    /// One process of a benchmark, driven over stdin
+    #[command(hide = true)]
+    BenchWorker(BenchWorkerArgs),
+}
+
+/// How to reach a gateway.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GatewayArg {
+    /// Which gateway
+    #[arg(short, long, env = "MACULA_GATEWAY", value_name = "GATEWAY", help = GATEWAY_HELP)]
+    pub(crate) gateway: GatewayAddress,
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+/// How to reach a gateway that has a default.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GatewayOrLocalArg {
+    /// Which gateway
+    #[arg(
+        short,
+        long,
+        env = "MACULA_GATEWAY",
+        value_name = "GATEWAY",
+        help = GATEWAY_HELP,
+        default_value = "127.0.0.1:4433"
+    )]
+    pub(crate) gateway: GatewayAddress,
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+/// Settings of a connection that have sensible defaults.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ConnectArgs {
+    /// Key file that gives this program a lasting identity; a new one each run without it
+    #[arg(short, long, env = "MACULA_KEY", value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Give up connecting after this
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub(crate) connect_timeout: Duration,
+}
+
+/// The realm to work in.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RealmArg {
+    /// Realm, for example com.example.energy
+    #[arg(short, long, env = "MACULA_REALM", value_name = "REALM", value_parser = realm)]
+    pub(crate) realm: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GatewayArgs {
+    /// UDP address to listen on; port 0 takes a free one (default `[::]:4433`)
+    #[arg(long, env = "MACULA_LISTEN", value_name = "ADDR:PORT")]
+    pub(crate) listen: Option<String>,
+    /// Admit this open realm; may be repeated. Without it, any open realm is admitted
+    #[arg(
+        short,
+        long,
+        env = "MACULA_REALM",
+        value_name = "NAME",
+        value_delimiter = ',',
+        value_parser = realm
+    )]
+    pub(crate) realm: Vec<String>,
+    /// Configuration file (TOML); flags and environment win over it
+    #[arg(long, env = "MACULA_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Key file, created when it does not exist (default: gateway.key in the Macula directory)
+    #[arg(short, long, env = "MACULA_KEY", value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Print the commented default configuration and exit
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    /// Tell what happens as JSON, one object per line on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// End when stdin is closed, for a program that starts gateways
+    #[arg(long, hide = true)]
+    pub(crate) until_stdin_closes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PubArgs {
+    #[command(flatten)]
+    pub(crate) gateway: GatewayArg,
+    #[command(flatten)]
+    pub(crate) realm: RealmArg,
+    /// Topic, segments separated by dots
+    pub(crate) topic: String,
+    /// Payload; `-` or nothing reads it from stdin
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) payload: Option<String>,
+    /// Publish every line of stdin (or of PAYLOAD) as a message of its own
+    #[arg(short, long)]
+    pub(crate) lines: bool,
+    /// 0: send and forget. 1: stay until every message is confirmed delivered
+    #[arg(short, long, default_value = "0", value_parser = ["0", "1"])]
+    pub(crate) qos: String,
+    /// Keep the (last) message for later subscribers
+    #[arg(long)]
+    pub(crate) retain: bool,
+    /// Give up when nothing moves for this long
+    #[arg(short, long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    /// Do not wait when the gateway asks to slow down: fail with exit code 8
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SubArgs {
+    #[command(flatten)]
+    pub(crate) gateway: GatewayArg,
+    #[command(flatten)]
+    pub(crate) realm: RealmArg,
+    /// Patterns: `*` stands for one segment, a trailing `**` for all the rest
+    #[arg(required = true, value_name = "PATTERN")]
+    pub(crate) patterns: Vec<String>,
+    /// End with success after this many messages
+    #[arg(short = 'C', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// End after this many seconds; exit code 5 when COUNT was asked for and not reached, else 0
+    #[arg(short = 'W', long, value_name = "SECONDS", value_parser = duration)]
+    pub(crate) wait: Option<Duration>,
+    /// Print the topic before each payload (JSON has it anyway)
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    /// Print one JSON object per message
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// What happens when this program does not keep up
+    #[arg(long, value_enum, default_value_t = PolicyArg::DropOldest)]
+    pub(crate) policy: PolicyArg,
+    /// In which order messages are handed out
+    #[arg(long, value_enum, default_value_t = ModeArg::Ordered)]
+    pub(crate) mode: ModeArg,
+    /// Leave out retained messages
+    #[arg(long)]
+    pub(crate) no_retained: bool,
+}
+
+/// What happens when a subscriber does not keep up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PolicyArg {
+    /// QoS 0 messages are dropped, oldest first, and counted
+    DropOldest,
+    /// The publishers wait
+    Block,
+    /// The gateway closes the connection
+    Disconnect,
+}
+
+/// In which order messages are handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeArg {
+    /// As published, per publisher and topic
+    Ordered,
+    /// As they come
+    AsArrives,
+    /// Nothing older than what was handed out already
+    LatestOnly,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CallArgs {
+    #[command(flatten)]
+    pub(crate) gateway: GatewayArg,
+    #[command(flatten)]
+    pub(crate) realm: RealmArg,
+    /// Procedure name
+    pub(crate) procedure: String,
+    /// Argument; `-` reads it from stdin
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) argument: Option<String>,
+    /// Give up after this
+    #[arg(short, long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    /// The call may run twice, so it moves to another provider when one is lost
+    #[arg(long)]
+    pub(crate) idempotent: bool,
+    /// How to choose among several providers
+    #[arg(long, value_enum, default_value_t = ChoiceArg::Nearest)]
+    pub(crate) choose: ChoiceArg,
+    /// Print result or error as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How one of several providers is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ChoiceArg {
+    /// Lowest round-trip time
+    Nearest,
+    /// Each in turn
+    RoundRobin,
+    /// Any
+    Random,
+    /// The one that registered first
+    First,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) gateway: GatewayArg,
+    #[command(flatten)]
+    pub(crate) realm: RealmArg,
+    /// Procedure name
+    pub(crate) procedure: String,
+    #[command(flatten)]
+    pub(crate) answer: AnswerArgs,
+    /// Requests worked on at once; as many again may wait, beyond that callers hear `busy`
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) concurrency: u32,
+}
+
+/// How requests are answered: exactly one of these.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct AnswerArgs {
+    /// Answer with the argument
+    #[arg(long)]
+    pub(crate) echo: bool,
+    /// Run `sh -c CMD`: the argument on stdin, the answer is its stdout
+    #[arg(long, value_name = "CMD")]
+    pub(crate) command: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) gateway: GatewayOrLocalArg,
+    /// Take part in this realm and show it too: gateways show realms only to their members
+    #[arg(short, long, value_name = "REALM", value_parser = realm)]
+    pub(crate) realm: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Give up after this
+    #[arg(short, long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PingArgs {
+    #[command(flatten)]
+    pub(crate) gateway: GatewayOrLocalArg,
+    /// Endpoint id of a peer behind the gateway; without it the gateway itself
+    #[arg(requires = "realm")]
+    pub(crate) peer: Option<String>,
+    /// Realm that the peer is in
+    #[arg(short, long, env = "MACULA_REALM", value_name = "REALM", value_parser = realm)]
+    pub(crate) realm: Option<String>,
+    /// How many times
+    #[arg(short = 'n', short_alias = 'c', long, default_value_t = 4,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) count: u32,
+    /// Time between two
+    #[arg(short, long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    pub(crate) interval: Duration,
+    /// Give one up after this
+    #[arg(short, long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    /// Print one JSON object per answer
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeygenArgs {
+    /// Where to write (default: client.key in the Macula directory)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Replace a file that exists: its identity is lost
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print the endpoint id of a key file instead
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["out", "force"])]
+    pub(crate) show: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Leave the gateway running afterwards, until Ctrl-C, and print commands to try
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Print one JSON object per event and a last one with the summary
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Messages from a publisher through the gateway to subscribers
+    Pubsub(BenchPubsubArgs),
+    /// Calls through the gateway to a provider
+    Rpc(BenchRpcArgs),
+}
+
+/// What both benchmarks take.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchCommonArgs {
+    /// Measure against this gateway instead of one started on loopback
+    #[arg(short, long, env = "MACULA_GATEWAY", value_name = "GATEWAY")]
+    pub(crate) gateway: Option<GatewayAddress>,
+    /// Realm to use
+    #[arg(short, long, value_name = "REALM", default_value = "bench", value_parser = realm)]
+    pub(crate) realm: String,
+    /// How long to measure, after half a second of warming up
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = duration)]
+    pub(crate) seconds: Duration,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchPubsubArgs {
+    #[command(flatten)]
+    pub(crate) common: BenchCommonArgs,
+    /// Payload, bytes
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(16..=8_388_608))]
+    pub(crate) size: u32,
+    /// Subscribers, each a process of its own up to 8, then shared
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) subscribers: u32,
+    /// 0: send and forget. 1: acknowledged
+    #[arg(short, long, default_value = "0", value_parser = ["0", "1"], num_args = 0..=1,
+          default_missing_value = "1")]
+    pub(crate) qos: String,
+    /// Latency mode: this many messages per second instead of as many as possible
+    #[arg(long, value_name = "MESSAGES", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) rate: Option<u32>,
+    /// What the gateway does when a subscriber does not keep up
+    #[arg(long, value_enum, default_value_t = PolicyArg::Block)]
+    pub(crate) policy: PolicyArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchRpcArgs {
+    #[command(flatten)]
+    pub(crate) common: BenchCommonArgs,
+    /// Argument and result, bytes
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=8_388_608))]
+    pub(crate) size: u32,
+    /// Calls open at once
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    pub(crate) in_flight: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionArgs {
+    /// Which shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Check a gateway configuration and print what is in force
+    Check {
+        /// The file (TOML)
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoPeerArgs {
+    /// Name in reports
+    #[arg(long)]
+    pub(crate) name: String,
+    /// Gateway
+    #[arg(short, long)]
+    pub(crate) gateway: GatewayAddress,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchWorkerArgs {
+    /// Gateway
+    #[arg(short, long)]
+    pub(crate) gateway: GatewayAddress,
+    /// Realm
+    #[arg(short, long)]
+    pub(crate) realm: String,
+    /// What to do, as JSON
+    #[arg(long)]
+    pub(crate) job: String,
+}
+
+/// Parses a duration; a bare number means seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    macula_gateway::human::parse_duration(text).map_err(|e| e.to_string())
+}
+
+/// Parses a realm's name.
+fn realm(text: &str) -> Result<String, String> {
+    macula_gateway::config::check_realm_name(text).map_err(|e| e.to_string())?;
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_documented_form_parses() {
+        for line in [
+            "macula gateway",
+            "macula gateway --listen 127.0.0.1:0 --realm a --realm b --config gateway.toml",
+            "macula pub -g localhost -r lab topic.a hello",
+            "macula pub -g localhost -r lab topic.a -",
+            "macula pub -g localhost -r lab topic.a --lines --qos 1 --retain",
+            "macula sub -g [::1]:4433 -r lab a.* b.** -C 3 -W 2.5 -v",
+            "macula sub -g localhost -r lab a --json --policy block --mode as-arrives",
+            "macula call -g localhost -r lab add 1 --timeout 5s",
+            "macula call -g localhost -r lab add -",
+            "macula serve -g localhost -r lab add --echo --concurrency 4",
+            "macula serve -g localhost -r lab add --command cat",
+            "macula status --json",
+            "macula ping -c 2",
+            "macula ping -n 2",
+            "macula keygen --out key --force",
+            "macula keygen --show key",
+            "macula bench pubsub --size 1024 --subscribers 3 --seconds 1 --qos 1 --rate 100 --json",
+            "macula bench pubsub --qos",
+            "macula bench rpc --in-flight 64",
+            "macula demo --keep --json",
+            "macula completion bash",
+            "macula config check gateway.toml",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_forms_are_usage_errors() {
+        for line in [
+            "macula",
+            "macula pub -g localhost -r lab",
+            "macula pub -g localhost -r lab t --qos 2",
+            "macula sub -g localhost -r lab",
+            "macula sub -g localhost -r lab a -C 0",
+            "macula serve -g localhost -r lab p",
+            "macula serve -g localhost -r lab p --echo --command cat",
+            "macula call -g localhost -r lab p --timeout soon",
+            "macula keygen --show a --out b",
+            "macula gateway --realm two\u{1}words",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_payload_may_start_with_a_dash() {
+        let Command::Pub(args) = parse("macula pub -g h -r lab t -42").unwrap().command else {
+            panic!("not pub");
+        };
+        assert_eq!(args.payload.as_deref(), Some("-42"));
+    }
+}

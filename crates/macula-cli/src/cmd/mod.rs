@@ -1,0 +1,11 @@
+//! One module per command.
+
+pub(crate) mod call;
+pub(crate) mod config;
+pub(crate) mod gateway;
+pub(crate) mod keygen;
+pub(crate) mod ping;
+pub(crate) mod publish;
+pub(crate) mod serve;
+pub(crate) mod status;
+pub(crate) mod subscribe;

@@ -1,0 +1,109 @@
+//! `macula ping`.
+
+use std::time::{Duration, Instant};
+
+use macula::{CallError, EndpointId};
+use macula_gateway::signal::StopSignal;
+use serde_json::json;
+
+use crate::args::{GatewayOrLocalArg, PingArgs};
+use crate::connect::Asker;
+use crate::failure::{Exit, Failure};
+use crate::out;
+
+/// Built-in procedure of every endpoint that answers with its argument.
+const PING_PROCEDURE: &str = "macula.ping";
+
+/// Measures the round trip to the gateway, or through it to a peer.
+pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
+    let mut stop = StopSignal::listen()?;
+    let peer = args.peer.as_deref().map(parse_peer).transpose()?;
+    let GatewayOrLocalArg { gateway, connect } = &args.gateway;
+    // Peers are seen only by members of their realms.
+    let realm = peer.and(args.realm.as_deref());
+    let asker = Asker::connect(gateway, connect, realm).await?;
+    let name = match &peer {
+        Some(peer) => peer.short(),
+        None => gateway.host_port(),
+    };
+    let mut times = Vec::new();
+    let mut failure = None;
+    for number in 1..=args.count {
+        if number > 1 {
+            tokio::select! {
+                () = tokio::time::sleep(args.interval) => {}
+                _ = stop.received() => break,
+            }
+        }
+        let mut call = asker.builtin(PING_PROCEDURE).deadline(args.timeout);
+        if let Some(peer) = peer {
+            call = call.to(peer);
+        }
+        let started = Instant::now();
+        let answer = tokio::select! {
+            answer = call.send() => answer,
+            _ = stop.received() => break,
+        };
+        let elapsed = started.elapsed();
+        match &answer {
+            Ok(_) => times.push(elapsed),
+            Err(error) => failure = Some(error.clone()),
+        }
+        report(&args, &name, number, answer.map(|_| elapsed))?;
+    }
+    asker.close().await;
+    if !args.json {
+        summary(&name, args.count, &times)?;
+    }
+    match failure {
+        Some(error) if times.is_empty() => {
+            let failure = Failure::from(error).context(format_args!("ping {name}"));
+            // Whoever does not answer to ping is not there.
+            let exit = if failure.exit == Exit::Nobody { Exit::Unreachable } else { failure.exit };
+            Err(Failure { exit, ..failure })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn parse_peer(text: &str) -> Result<EndpointId, Failure> {
+    text.parse().map_err(|e| {
+        Failure::new(
+            Exit::Usage,
+            format!("`{text}` is not an endpoint id: {e}"),
+            "take it from the peer's key file (`macula keygen --show FILE`)",
+        )
+    })
+}
+
+fn report(
+    args: &PingArgs,
+    name: &str,
+    number: u32,
+    answer: Result<Duration, CallError>,
+) -> Result<(), Failure> {
+    match (answer, args.json) {
+        (Ok(elapsed), true) => {
+            out::json(&json!({"ok": true, "number": number, "us": elapsed.as_micros() as u64}))
+        }
+        (Ok(elapsed), false) => {
+            out::line(format_args!("{name}: {number} in {}", out::human_duration(elapsed)))
+        }
+        (Err(error), true) => {
+            out::json(&json!({"ok": false, "number": number, "message": error.to_string()}))
+        }
+        (Err(error), false) => out::line(format_args!("{name}: {number} failed: {error}")),
+    }
+}
+
+fn summary(name: &str, sent: u32, times: &[Duration]) -> Result<(), Failure> {
+    let (Some(least), Some(most)) = (times.iter().min(), times.iter().max()) else { return Ok(()) };
+    let mean = times.iter().sum::<Duration>() / u32::try_from(times.len()).unwrap_or(u32::MAX);
+    out::line(format_args!(
+        "{name}: {} of {sent} answered, min {} mean {} max {}",
+        times.len(),
+        out::human_duration(*least),
+        out::human_duration(mean),
+        out::human_duration(*most),
+    ))
+}

@@ -1,0 +1,12 @@
+//! The real program, as users run it: processes, sockets, files, signals.
+#![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "a test that fails may panic")]
+
+mod exit_codes;
+mod faults;
+mod gateway;
+mod harness;
+mod lines;
+mod round_trips;
+mod shows;
+mod trust;

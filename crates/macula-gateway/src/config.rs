@@ -1,0 +1,384 @@
+//! The gateway's configuration: one commented TOML file, checked once.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::human;
+
+/// The UDP port that gateways listen on unless told otherwise.
+pub const DEFAULT_PORT: u16 = 4433;
+
+/// The commented default file; a test holds it equal to [`GatewayConfig::default`].
+pub const DEFAULT_FILE: &str = include_str!("default.toml");
+
+/// Everything that an operator can set. Unknown keys in a file are errors.
+///
+/// Read with [`GatewayConfig::from_toml`] or [`GatewayConfig::load`]; both return a checked value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct GatewayConfig {
+    /// UDP address to listen on, `ADDR:PORT`. Default `[::]:4433`, which also takes IPv4; where
+    /// the machine has no IPv6 that default falls back to `0.0.0.0:4433`. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Key file, created with mode 0600 when it does not exist. Default: `gateway.key` in the
+    /// Macula directory (`$MACULA_HOME`, `$XDG_CONFIG_HOME/macula` or `~/.config/macula`). A
+    /// relative path counts from the working directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    /// Open realms that are admitted, by name. Default: none named, and then *any* open realm that
+    /// a peer asks for is admitted, up to [`Limits::realms_max`].
+    pub realms: Vec<String>,
+    /// Limits of memory and patience.
+    pub limits: Limits,
+    /// What happens on SIGTERM.
+    pub drain: Drain,
+}
+
+/// Limits: what peers can make the gateway hold, and how long it is patient.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Links (connected peers) at once. Default 16,384; 1 to 1,000,000. An idle link costs about
+    /// 100 KiB.
+    pub links_max: usize,
+    /// Realms at once. Default 1,024; 1 to 1,000,000.
+    pub realms_max: usize,
+    /// Subscriptions of one link, over all realms. Default 10,000; 1 to 10,000,000.
+    pub subscriptions_per_link_max: usize,
+    /// Registered procedures of one link, over all realms. Default 10,000; 1 to 10,000,000.
+    pub registrations_per_link_max: usize,
+    /// Calls that one link may have open at once. Default 16,384; 1 to 10,000,000.
+    pub calls_per_link_max: usize,
+    /// Calls open at once, over all links. Default 262,144; 1 to 100,000,000.
+    pub calls_max: usize,
+    /// Longest deadline of a call; longer ones are cut. Default 1 h; 1 s to 24 h.
+    #[serde(with = "human::duration")]
+    pub call_deadline_max: Duration,
+    /// What may wait for one lane of one link, bytes. Above half of it, publishers with QoS 1 or a
+    /// blocking subscriber wait; at the limit QoS 0 is dropped. Default 8 MiB; 64 KiB to 1 GiB. Too
+    /// small: bursts are dropped. Too large: slow peers cost memory, lanes × this × slow links.
+    #[serde(with = "human::size")]
+    pub lane_queue_bytes_max: usize,
+    /// What may wait on one link's control stream, bytes; beyond it the link is closed.
+    /// Default 4 MiB; 64 KiB to 1 GiB.
+    #[serde(with = "human::size")]
+    pub control_queue_bytes_max: usize,
+    /// Rings of one realm (QoS 1), bytes. Default 64 MiB; 1 MiB to 64 GiB.
+    #[serde(with = "human::size")]
+    pub ring_bytes_max: usize,
+    /// Retained messages of one realm, bytes. Default 64 MiB; 1 MiB to 64 GiB.
+    #[serde(with = "human::size")]
+    pub retained_bytes_max: usize,
+    /// Publishers × topics remembered for deduplication, and with QoS 1 under way, per realm.
+    /// Default 65,536; 1,024 to 100,000,000. Too small: a publisher that returns after long may be
+    /// delivered twice, and new ones with QoS 1 are refused.
+    pub streams_max: usize,
+    /// A subscriber that takes nothing for so long while QoS 1 messages wait for it is cut off.
+    /// Default 10 s; 1 s to 10 min.
+    #[serde(with = "human::duration")]
+    pub stall_timeout: Duration,
+    /// Time between application probes on a silent link; two misses close it. Default 10 s; 1 s to
+    /// 10 min.
+    #[serde(with = "human::duration")]
+    pub probe_interval: Duration,
+    /// After a restart: how long to wait for subscribers to return before replayed messages count
+    /// as delivered. Default 12 s; 0 to 10 min. Shorter than peers need to reconnect: they may miss
+    /// messages. Longer: publishers linger.
+    #[serde(with = "human::duration")]
+    pub successor_grace: Duration,
+}
+
+/// Draining: on SIGTERM the gateway refuses new work, tells its peers, and ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Drain {
+    /// Peers are told to come back at a random moment within this. Default 2 s; 0 to 10 min. For
+    /// thousands of peers more, or they all come at once.
+    #[serde(with = "human::duration")]
+    pub reconnect_window: Duration,
+    /// The gateway ends after this even if not all was sent. Default 3 s; 100 ms to 10 min.
+    #[serde(with = "human::duration")]
+    pub timeout: Duration,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), DEFAULT_PORT),
+            key: None,
+            realms: Vec::new(),
+            limits: Limits::default(),
+            drain: Drain::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            links_max: 16_384,
+            realms_max: 1_024,
+            subscriptions_per_link_max: 10_000,
+            registrations_per_link_max: 10_000,
+            calls_per_link_max: 16_384,
+            calls_max: 262_144,
+            call_deadline_max: Duration::from_secs(3600),
+            lane_queue_bytes_max: 8 << 20,
+            control_queue_bytes_max: 4 << 20,
+            ring_bytes_max: 64 << 20,
+            retained_bytes_max: 64 << 20,
+            streams_max: 65_536,
+            stall_timeout: Duration::from_secs(10),
+            probe_interval: Duration::from_secs(10),
+            successor_grace: Duration::from_secs(12),
+        }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { reconnect_window: Duration::from_secs(2), timeout: Duration::from_secs(3) }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong kind; the text names line and column.
+    #[error("{0}")]
+    Syntax(String),
+    /// A value outside its range.
+    #[error("{field} = {value} is out of range: {range}")]
+    Range {
+        /// Which value.
+        field: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed.
+        range: String,
+    },
+    /// A realm's name cannot be used.
+    #[error("realm name `{name}`: {reason}")]
+    Realm {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+impl GatewayConfig {
+    /// Reads and checks a TOML text.
+    ///
+    /// # Errors
+    /// [`ConfigError::Syntax`] with line and column, [`ConfigError::Range`], [`ConfigError::Realm`].
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text)
+            .map_err(|e| ConfigError::Syntax(e.to_string().trim_end().into()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// As [`GatewayConfig::from_toml`], and [`ConfigError::Read`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::from_toml(&text)
+    }
+
+    /// Checks all ranges and names; call it again after changing fields.
+    ///
+    /// # Errors
+    /// [`ConfigError::Range`], [`ConfigError::Realm`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let l = &self.limits;
+        check_count("limits.links_max", l.links_max, 1, 1_000_000)?;
+        check_count("limits.realms_max", l.realms_max, 1, 1_000_000)?;
+        let per_link = l.subscriptions_per_link_max;
+        check_count("limits.subscriptions_per_link_max", per_link, 1, 10_000_000)?;
+        let per_link = l.registrations_per_link_max;
+        check_count("limits.registrations_per_link_max", per_link, 1, 10_000_000)?;
+        check_count("limits.calls_per_link_max", l.calls_per_link_max, 1, 10_000_000)?;
+        check_count("limits.calls_max", l.calls_max, 1, 100_000_000)?;
+        check_count("limits.streams_max", l.streams_max, 1_024, 100_000_000)?;
+        let (lane, control) = (l.lane_queue_bytes_max, l.control_queue_bytes_max);
+        check_size("limits.lane_queue_bytes_max", lane, 64 << 10, 1 << 30)?;
+        check_size("limits.control_queue_bytes_max", control, 64 << 10, 1 << 30)?;
+        check_size("limits.ring_bytes_max", l.ring_bytes_max, 1 << 20, 64 << 30)?;
+        check_size("limits.retained_bytes_max", l.retained_bytes_max, 1 << 20, 64 << 30)?;
+        let (second, minutes) = (Duration::from_secs(1), Duration::from_secs(600));
+        let day = Duration::from_secs(24 * 3600);
+        check_span("limits.call_deadline_max", l.call_deadline_max, second, day)?;
+        check_span("limits.stall_timeout", l.stall_timeout, second, minutes)?;
+        check_span("limits.probe_interval", l.probe_interval, second, minutes)?;
+        check_span("limits.successor_grace", l.successor_grace, Duration::ZERO, minutes)?;
+        let drain = &self.drain;
+        check_span("drain.reconnect_window", drain.reconnect_window, Duration::ZERO, minutes)?;
+        check_span("drain.timeout", drain.timeout, Duration::from_millis(100), minutes)?;
+        if self.realms.len() > l.realms_max {
+            return Err(ConfigError::Range {
+                field: "realms",
+                value: format!("{} names", self.realms.len()),
+                range: format!("at most limits.realms_max = {}", l.realms_max),
+            });
+        }
+        self.realms.iter().try_for_each(|name| check_realm_name(name))
+    }
+
+    /// The configuration as TOML, every value spelt out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).unwrap_or_else(|e| format!("# cannot be written as TOML: {e}\n"))
+    }
+}
+
+impl fmt::Display for GatewayConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_toml())
+    }
+}
+
+/// Checks a realm's name: 1 to 128 ASCII letters, digits, `.`, `-` and `_`.
+///
+/// # Errors
+/// [`ConfigError::Realm`].
+pub fn check_realm_name(name: &str) -> Result<(), ConfigError> {
+    let wrong = |reason| Err(ConfigError::Realm { name: name.to_owned(), reason });
+    match name {
+        "" => wrong("it is empty"),
+        _ if name.len() > REALM_NAME_BYTES_MAX => wrong("it is longer than 128 bytes"),
+        _ if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte)) => {
+            wrong("only ASCII letters, digits, `.`, `-` and `_` are allowed")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Length of a realm's name, bytes (docs/protocol §2).
+const REALM_NAME_BYTES_MAX: usize = 128;
+
+fn check_count(
+    field: &'static str,
+    value: usize,
+    min: usize,
+    max: usize,
+) -> Result<(), ConfigError> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::Range { field, value: value.to_string(), range: format!("{min} to {max}") })
+}
+
+fn check_size(
+    field: &'static str,
+    value: usize,
+    min: usize,
+    max: usize,
+) -> Result<(), ConfigError> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    let range = format!("{} to {}", human::format_size(min), human::format_size(max));
+    Err(ConfigError::Range { field, value: human::format_size(value), range })
+}
+
+fn check_span(
+    field: &'static str,
+    value: Duration,
+    min: Duration,
+    max: Duration,
+) -> Result<(), ConfigError> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    let range = format!("{} to {}", human::format_duration(min), human::format_duration(max));
+    Err(ConfigError::Range { field, value: human::format_duration(value), range })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commented_default_file_equals_the_defaults() {
+        assert_eq!(GatewayConfig::from_toml(DEFAULT_FILE).unwrap(), GatewayConfig::default());
+    }
+
+    #[test]
+    fn the_operators_guide_shows_the_default_file() {
+        let guide = include_str!("../../../docs/operate/README.md");
+        assert!(guide.contains(DEFAULT_FILE), "docs/operate/README.md shows another default.toml");
+    }
+
+    #[test]
+    fn the_default_file_names_every_key() {
+        let spelt_out: toml::Table = GatewayConfig::default().to_toml().parse().unwrap();
+        let file: toml::Table = DEFAULT_FILE.parse().unwrap();
+        assert_eq!(file, spelt_out);
+    }
+
+    #[test]
+    fn every_value_round_trips() {
+        let mut config = GatewayConfig {
+            realms: vec!["com.example".to_owned()],
+            key: Some(PathBuf::from("/tmp/gateway.key")),
+            ..GatewayConfig::default()
+        };
+        config.limits.stall_timeout = Duration::from_millis(2_500);
+        config.limits.ring_bytes_max = (1 << 20) + 1;
+        assert_eq!(GatewayConfig::from_toml(&config.to_toml()).unwrap(), config);
+    }
+
+    fn error_of(text: &str) -> String {
+        GatewayConfig::from_toml(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_with_its_line() {
+        let error = error_of("listen = \"[::]:1\"\n\n[limits]\nlinks_maximum = 3\n");
+        assert!(error.contains("line 4") && error.contains("links_maximum"), "{error}");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_an_error_with_its_line() {
+        let error = error_of("\n[drain]\ntimeout = \"soon\"\n");
+        assert!(error.contains("line 3") && error.contains("soon"), "{error}");
+        assert!(error_of("listen = \"nowhere\"").contains("line 1"));
+    }
+
+    #[test]
+    fn ranges_are_checked() {
+        let error = error_of("[limits]\nlinks_max = 0\n");
+        assert_eq!(error, "limits.links_max = 0 is out of range: 1 to 1000000");
+        let error = error_of("[limits]\nring_bytes_max = \"1KiB\"\n");
+        assert_eq!(error, "limits.ring_bytes_max = 1KiB is out of range: 1MiB to 64GiB");
+        let error = error_of("[drain]\ntimeout = \"1ms\"\n");
+        assert_eq!(error, "drain.timeout = 1ms is out of range: 100ms to 10m");
+    }
+
+    #[test]
+    fn realm_names_are_checked() {
+        assert!(error_of("realms = [\"\"]").contains("empty"));
+        assert!(error_of("realms = [\"two words\"]").contains("only ASCII"));
+        assert!(check_realm_name(&"x".repeat(129)).is_err());
+        assert!(check_realm_name("com.example.energy").is_ok());
+    }
+}
