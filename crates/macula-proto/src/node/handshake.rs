@@ -306,6 +306,7 @@ impl Node {
                 instance,
                 link: Some(link_id),
                 subscriptions: Default::default(),
+                resumed: BTreeSet::new(),
                 undelivered: BTreeSet::new(),
             },
         );
@@ -392,7 +393,10 @@ impl Node {
         if self.sessions_by_peer.get(&session.peer) == Some(&id) {
             self.sessions_by_peer.remove(&session.peer);
         }
-        self.expect_no_more(&session);
+        let tags: BTreeSet<RealmTag> = session.resumed.iter().map(|(tag, _)| *tag).collect();
+        for tag in tags {
+            self.expect_fewer(tag, session.peer, &session.resumed_patterns(tag), &[]);
+        }
         for ((tag, subscription), (pattern, policy)) in session.subscriptions {
             if let Some(realm) = self.realms.get_mut(&tag) {
                 realm.trie.remove(&pattern, &Target::Peer { session: id, subscription, policy });

@@ -9,7 +9,7 @@ use super::session::Session;
 use super::subscribe::{last_of, pieces, stream_key};
 use super::timers::Timer;
 use super::{Event, Node, Qos, Role};
-use crate::id::{LinkId, RealmId, RealmTag};
+use crate::id::{EndpointId, LinkId, RealmId, RealmTag};
 use crate::limits;
 use crate::pubsub::ring::Entry;
 use crate::pubsub::seen::StreamKey;
@@ -537,8 +537,11 @@ impl Node {
         let now = self.now;
         let Some(realm) = self.realms.get_mut(&tag) else { return };
         if realm.grace_until.is_some_and(|until| now < until) {
-            let is_here = |session: &Session| session.link.is_some();
-            let receivers = realm.receivers(&key.topic, &self.sessions, key.publisher, is_here);
+            let is_back = |session: &Session| {
+                let resumed = session.resumed_patterns(tag);
+                session.link.is_some() && resumed.iter().any(|it| it.matches(&key.topic))
+            };
+            let receivers = realm.receivers(&key.topic, &self.sessions, key.publisher, is_back);
             let Some(stream) = realm.acks.get_mut(key) else { return };
             stream.is_waiting = stream.expected.is_none_or(|expected| receivers < expected);
             if stream.is_waiting {
@@ -695,26 +698,24 @@ impl Node {
         self.advance_stream(tag, &key);
     }
 
-    /// A subscriber that was here since this router replaced another is gone for good: streams that
-    /// wait for their subscribers to return wait for one fewer.
-    pub(super) fn expect_no_more(&mut self, session: &Session) {
+    /// A subscriber that came back after this router replaced another has ended the subscriptions
+    /// `gone` and keeps `left`: streams that wait for their subscribers wait for one fewer.
+    pub(super) fn expect_fewer(
+        &mut self,
+        tag: RealmTag,
+        subscriber: EndpointId,
+        gone: &[Pattern],
+        left: &[Pattern],
+    ) {
         let now = self.now;
-        for (tag, realm) in &mut self.realms {
-            if realm.grace_until.is_none_or(|until| now >= until) {
-                continue;
-            }
-            let patterns: Vec<&Pattern> = session
-                .subscriptions
-                .iter()
-                .filter(|((of, _), _)| of == tag)
-                .map(|(_, (pattern, _))| pattern)
-                .collect();
-            for (key, stream) in &mut realm.acks {
-                let is_one = key.publisher != session.peer
-                    && patterns.iter().any(|pattern| pattern.matches(&key.topic));
-                if is_one {
-                    stream.expected = stream.expected.map(|expected| expected.saturating_sub(1));
-                }
+        let Some(realm) = self.realms.get_mut(&tag) else { return };
+        if gone.is_empty() || realm.grace_until.is_none_or(|until| now >= until) {
+            return;
+        }
+        for (key, stream) in &mut realm.acks {
+            let matches = |patterns: &[Pattern]| patterns.iter().any(|it| it.matches(&key.topic));
+            if key.publisher != subscriber && matches(gone) && !matches(left) {
+                stream.expected = stream.expected.map(|expected| expected.saturating_sub(1));
             }
         }
     }

@@ -19,6 +19,19 @@ pub(super) struct Session {
     pub(super) instance: u64,
     pub(super) link: Option<LinkId>,
     pub(super) subscriptions: BTreeMap<(RealmTag, u32), (Pattern, SlowPolicy)>,
+    /// Those of them that existed before this router did: publishers may wait for their return.
+    pub(super) resumed: BTreeSet<(RealmTag, u32)>,
     /// Ring entries that the peer has not acknowledged; filled while it has no link.
     pub(super) undelivered: BTreeSet<(RealmTag, u64)>,
+}
+
+impl Session {
+    /// Patterns of the subscriptions in a realm that existed before this router did.
+    pub(super) fn resumed_patterns(&self, realm: RealmTag) -> Vec<Pattern> {
+        self.resumed
+            .range((realm, 0)..=(realm, u32::MAX))
+            .filter_map(|key| self.subscriptions.get(key))
+            .map(|(pattern, _)| pattern.clone())
+            .collect()
+    }
 }

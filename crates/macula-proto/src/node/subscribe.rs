@@ -170,6 +170,10 @@ impl Node {
         self.send_control(now, link_id, &answer);
         let Some(pattern) = pattern else { return };
         if subscribe.resume && !was_known {
+            let session = self.links.get(&link_id).and_then(|link| link.session);
+            if let Some(session) = session.and_then(|session| self.sessions.get_mut(&session)) {
+                session.resumed.insert((tag, number));
+            }
             self.replay_ring(now, link_id, tag, &pattern);
         }
         self.recount_receivers(tag, &pattern);
@@ -294,9 +298,12 @@ impl Node {
             return;
         };
         let Some(session) = self.sessions.get_mut(&session_id) else { return };
-        let Some((pattern, policy)) = session.subscriptions.remove(&(tag, subscription)) else {
-            return;
-        };
+        let key = (tag, subscription);
+        let Some((pattern, policy)) = session.subscriptions.remove(&key) else { return };
+        if session.resumed.remove(&key) {
+            let (peer, left) = (session.peer, session.resumed_patterns(tag));
+            self.expect_fewer(tag, peer, std::slice::from_ref(&pattern), &left);
+        }
         if let Some(realm) = self.realms.get_mut(&tag) {
             realm
                 .trie

@@ -190,7 +190,7 @@ fn after_a_restart_subscribers_need_not_be_back_at_the_same_time() {
     let mut world = World::new();
     let router = world.router();
     let (publisher, one, two) = (world.leaf(router), world.leaf(router), world.leaf(router));
-    world.subscribe(one, "log");
+    let subscription = world.subscribe(one, "log");
     world.subscribe(two, "log");
     world.settle();
     publish_lines(&mut world, publisher, &lines(10));
@@ -202,11 +202,21 @@ fn after_a_restart_subscribers_need_not_be_back_at_the_same_time() {
     world.connect(one, router);
     world.settle();
     assert_eq!(world.progress(publisher, "log").unwrap().1, 10, "the other is not back");
+    // as a program does that has seen enough
+    world.command(one, Command::Unsubscribe { subscription });
     let done = wire::message::CloseCode::Done;
     let reason = "has all it wanted".to_owned();
     let reconnect_window = Duration::ZERO;
     world.command(one, Command::Shutdown { code: done, reason, reconnect_window });
     world.settle();
+    // one that is new does not count, however often it comes and goes
+    let new = world.leaf(router);
+    for _ in 0..5 {
+        let subscription = world.subscribe(new, "log");
+        world.settle();
+        world.command(new, Command::Unsubscribe { subscription });
+        world.settle();
+    }
     assert_eq!(world.progress(publisher, "log").unwrap().1, 10, "the other is not back");
     world.connect(two, router);
     world.settle();
