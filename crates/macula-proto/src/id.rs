@@ -107,12 +107,37 @@ impl FromStr for EndpointId {
     }
 }
 
-/// SHA-256 of a realm's name: the tenant.
+/// The tenant. An open realm's id is made of its name, a guarded realm's of its root key and name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RealmId([u8; 32]);
 
+/// How the id of a guarded realm ends.
+const GUARDED_MARK: [u8; 4] = *b"grdd";
+/// What is hashed before the root key and the name of a guarded realm.
+const GUARDED_DOMAIN: &[u8] = b"macula guarded realm\0";
+
 impl RealmId {
-    /// The id of the realm called `name` (reverse DNS, for example `com.example.energy`).
+    /// The id of the guarded realm that `root` (an Ed25519 public key) rules under `name`: whoever
+    /// shows root and name proves that they belong to the id, and no open realm has such an id
+    /// that anybody could join.
+    pub fn guarded(root: &[u8; 32], name: &str) -> Self {
+        let digest = Sha256::new()
+            .chain_update(GUARDED_DOMAIN)
+            .chain_update(root)
+            .chain_update(name.as_bytes())
+            .finalize();
+        let mut id: [u8; 32] = digest.into();
+        let [.., a, b, c, d] = &mut id;
+        [*a, *b, *c, *d] = GUARDED_MARK;
+        Self(id)
+    }
+
+    /// Whether members must show a grant.
+    pub fn is_guarded(&self) -> bool {
+        self.0.ends_with(&GUARDED_MARK)
+    }
+
+    /// The id of the open realm called `name` (reverse DNS, for example `com.example.energy`).
     pub fn of_name(name: &str) -> Self {
         Self(Sha256::digest(name.as_bytes()).into())
     }
@@ -259,6 +284,18 @@ mod tests {
         // printf com.example.energy | sha256sum
         assert_eq!(RealmId::of_name("").tag().0, 0xe3b0_c442_98fc_1c14);
         assert_ne!(RealmId::of_name("a"), RealmId::of_name("b"));
+        assert!(!RealmId::of_name("a").is_guarded());
+    }
+
+    #[test]
+    fn a_guarded_realm_is_made_of_root_and_name() {
+        let id = RealmId::guarded(&[7; 32], "a");
+        assert!(id.is_guarded());
+        assert_eq!(id, RealmId::guarded(&[7; 32], "a"));
+        assert_ne!(id, RealmId::guarded(&[7; 32], "b"));
+        assert_ne!(id, RealmId::guarded(&[8; 32], "a"));
+        // (printf 'macula guarded realm\0'; head -c 32 /dev/zero | tr '\0' '\7'; printf a) | sha256sum
+        assert_eq!(id.tag().0, 0xbdac_4b1a_12f4_b257);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! What this crate does *not* do: reach peers (crate `macula-transport`), hold private keys, read
 //! configuration files, or know what time it is.
 
+pub mod auth;
 pub mod id;
 pub mod limits;
 pub mod node;

@@ -41,6 +41,10 @@ pub const TRACEPARENT_BYTES_MAX: usize = 64;
 pub const REALMS_PER_LINK_MAX: usize = 64;
 /// Length of a realm grant in the handshake, bytes.
 pub const GRANT_BYTES_MAX: usize = 8 * 1024;
+/// Length of a record of revocations, bytes.
+pub const REVOCATIONS_BYTES_MAX: usize = 1024 * 1024;
+/// How far an issuer's clock may be ahead of the one that judges its grants. It delays no expiry.
+pub const GRANT_CLOCK_SKEW: Duration = Duration::from_secs(120);
 
 /// Ordered unidirectional streams per direction and link. Lane 0 carries calls, the others publishes.
 pub const LANE_COUNT: u8 = 5;

@@ -75,13 +75,36 @@ impl Pattern {
 
     /// Whether a message on `topic` is asked for.
     pub fn matches(&self, topic: &Topic) -> bool {
-        let mut segments = topic.0.split('.');
+        self.matches_name(&topic.0)
+    }
+
+    /// As [`Pattern::matches`], for the text of a topic or a procedure that was checked before.
+    pub fn matches_name(&self, name: &str) -> bool {
+        let mut segments = name.split('.');
         for wanted in self.0.split('.') {
             if wanted == REST {
                 return true;
             }
             match segments.next() {
                 Some(segment) if wanted == ANY || wanted == segment => {}
+                _ => return false,
+            }
+        }
+        segments.next().is_none()
+    }
+
+    /// Whether every topic that `other` matches is matched by this pattern, too.
+    ///
+    /// Never says yes wrongly; says no for the one oddity that `*.**` and `**` mean the same.
+    pub fn covers(&self, other: &Self) -> bool {
+        let mut segments = other.0.split('.');
+        for mine in self.0.split('.') {
+            if mine == REST {
+                return true;
+            }
+            match segments.next() {
+                Some(segment) if segment == mine => {}
+                Some(segment) if mine == ANY && segment != REST => {}
                 _ => return false,
             }
         }
@@ -390,6 +413,29 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_covers_what_it_matches_all_of() {
+        for (wide, narrow, expected) in [
+            ("**", "a.b", true),
+            ("**", "**", true),
+            ("**", "a.**", true),
+            ("a.**", "a", true),
+            ("a.**", "a.*.c", true),
+            ("a.**", "**", false),
+            ("a.*", "a.b", true),
+            ("a.*", "a.*", true),
+            ("a.*", "a.**", false),
+            ("a.b", "a.*", false),
+            ("a.*", "a", false),
+            ("a", "a.b", false),
+            ("a.*.**", "a.**", false),
+            ("a.*.**", "a.b.**", true),
+        ] {
+            let covers = Pattern::parse(wide).unwrap().covers(&Pattern::parse(narrow).unwrap());
+            assert_eq!(covers, expected, "{wide} {narrow}");
+        }
+    }
+
+    #[test]
     fn builtin_procedures_begin_with_macula_and_a_dot() {
         assert!(ProcedureName::parse("macula.ping").unwrap().is_builtin());
         assert!(!ProcedureName::parse("macula").unwrap().is_builtin());
@@ -410,6 +456,19 @@ mod tests {
         fn parsing_never_panics_and_keeps_the_text(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             if let Ok(topic) = Topic::from_bytes(&bytes) {
                 prop_assert_eq!(topic.as_str().as_bytes(), &bytes[..]);
+            }
+        }
+
+        #[test]
+        fn covering_means_matching_whatever_the_other_matches(
+            wide in "[ab*](\\.[ab*]){0,2}(\\.\\*\\*)?",
+            narrow in "[ab*](\\.[ab*]){0,2}(\\.\\*\\*)?",
+            topic in "[ab](\\.[ab]){0,3}",
+        ) {
+            let (wide, narrow) = (Pattern::parse(&wide).unwrap(), Pattern::parse(&narrow).unwrap());
+            let topic = Topic::parse(&topic).unwrap();
+            if wide.covers(&narrow) && narrow.matches(&topic) {
+                prop_assert!(wide.matches(&topic));
             }
         }
 

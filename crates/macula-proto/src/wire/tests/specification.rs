@@ -37,6 +37,7 @@ fn the_table_of_limits_matches_the_constants() {
         TRACEPARENT_BYTES_MAX,
         REALMS_PER_LINK_MAX,
         GRANT_BYTES_MAX,
+        REVOCATIONS_BYTES_MAX,
         LANE_COUNT,
         TRANSPORT_WINDOW_BYTES,
         BULK_WINDOW_BYTES,
@@ -48,6 +49,7 @@ fn the_table_of_limits_matches_the_constants() {
     .into();
     constants.insert("RING_AGE_MAX", RING_AGE_MAX.as_secs());
     constants.insert("RESUME_WINDOW", RESUME_WINDOW.as_secs());
+    constants.insert("GRANT_CLOCK_SKEW", GRANT_CLOCK_SKEW.as_secs());
     assert_eq!(table(), constants);
 }
 
