@@ -94,6 +94,12 @@ pub enum Denial {
         /// Whom to ask.
         contact: String,
     },
+    /// So many grants were shown that checking them costs too much.
+    #[error("too many grants were shown on this link; try again in {seconds} s")]
+    TooOften {
+        /// When the next one will be looked at.
+        seconds: u64,
+    },
     /// The one who decides does not know what time it is, or cannot check signatures.
     #[error("this endpoint cannot check grants: {0}")]
     CannotCheck(&'static str),

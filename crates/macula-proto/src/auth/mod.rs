@@ -99,6 +99,12 @@ pub trait Verifier: fmt::Debug + Send + Sync {
     /// revocations are not looked at: [`decide`] does that.
     fn permit(&self, realm: &RealmId, grant: &[u8]) -> Result<Permit, Denial>;
 
+    /// The realm that a grant or a record claims to belong to; its signature is not looked at.
+    ///
+    /// # Errors
+    /// [`Denial::Malformed`].
+    fn realm_of(&self, signed: &[u8]) -> Result<RealmId, Denial>;
+
     /// Reads a record of revocations of `realm`, signed by the realm's root key.
     ///
     /// # Errors

@@ -1,10 +1,12 @@
 //! What goes into a [`Node`](super::Node) and what comes out.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::auth::{UnixTime, Verifier};
 use crate::id::{
     CallId, EndpointId, LinkId, RealmId, RegistrationId, RequestId, StreamId, SubscriptionId,
 };
@@ -28,7 +30,8 @@ pub enum Role {
 pub enum Admission {
     /// Only the realms that the local side joined.
     Joined,
-    /// Any open realm that a peer asks for, up to [`Config::realms_max`].
+    /// Any open realm that a peer asks for, and any guarded one that it shows a good grant for, up
+    /// to [`Config::realms_max`].
     AnyOpen,
 }
 
@@ -87,6 +90,8 @@ pub struct Config {
     /// How long a router that replaces another (restart) waits for subscribers to return before it
     /// calls replayed messages delivered. Default 12 s.
     pub successor_grace: Duration,
+    /// Checks the signatures of grants; without one nobody is admitted to a guarded realm.
+    pub verifier: Option<Arc<dyn Verifier>>,
 }
 
 impl Config {
@@ -115,6 +120,7 @@ impl Config {
             stall_timeout: Duration::from_secs(10),
             probe_interval: Duration::from_secs(10),
             successor_grace: limits::RESUME_WINDOW + Duration::from_secs(2),
+            verifier: None,
         }
     }
 }
@@ -189,6 +195,12 @@ pub enum Input {
         /// Whether it is full.
         full: bool,
     },
+    /// The time by the calendar; told at the start, now and then, and after jumps. Needed by
+    /// routers of guarded realms, whose grants end by it.
+    WallClock {
+        /// Now.
+        unix: UnixTime,
+    },
     /// The local application wants something.
     Command(Command),
 }
@@ -248,8 +260,14 @@ pub enum Command {
     Join {
         /// Realm.
         realm: RealmId,
-        /// Grant for guarded realms; empty for open ones.
+        /// Grant for guarded realms; empty for open ones, and on a router. Joining again with
+        /// another one renews it.
         grant: Bytes,
+    },
+    /// Take back grants of a guarded realm that this router hosts.
+    Revoke {
+        /// Record of revocations, signed by the realm's root.
+        record: Bytes,
     },
     /// Publish a batch. Check [`Node::publish_room`](super::Node::publish_room) first; without
     /// room the batch is still taken, so at most one batch goes beyond the limit.
@@ -584,6 +602,31 @@ pub enum Event {
         /// Our address as the peer sees it; empty when it did not say.
         observed: String,
     },
+    /// A router put a peer out of a realm.
+    Expelled {
+        /// The peer.
+        peer: EndpointId,
+        /// The realm.
+        realm: RealmId,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A router took a newer record of revocations; keep it for the next start.
+    Revoked {
+        /// The realm.
+        realm: RealmId,
+        /// The record's sequence.
+        sequence: u64,
+        /// How many peers were put out by it.
+        expelled: usize,
+        /// The record as it was signed.
+        record: Bytes,
+    },
+    /// A record of revocations from the local side cannot be used.
+    RevokeRefused {
+        /// Why, in words.
+        reason: String,
+    },
     /// A peer answered our wish to take part in a realm.
     RealmAnswered {
         /// Link.
@@ -592,6 +635,9 @@ pub enum Event {
         realm: RealmId,
         /// `None`: admitted.
         refusal: Option<(RefusalCode, String)>,
+        /// Whether we are in. With a refusal: a renewed grant is not taken, but the one before
+        /// still holds.
+        is_member: bool,
     },
     /// A peer says it will go away.
     PeerLeaving {
@@ -639,6 +685,8 @@ pub enum TimerKind {
     Ring,
     /// A peer that has not said hello.
     Handshake,
+    /// The end of a permit in a guarded realm.
+    Permit,
 }
 
 /// Counters of a node, since its start.
@@ -673,6 +721,10 @@ pub struct Stats {
     pub links_up: u64,
     /// Slow subscribers cut off.
     pub stalled_links: u64,
+    /// Uses that a permit in a guarded realm did not allow.
+    pub denied: u64,
+    /// Peers put out of a guarded realm: their permit ended or was taken back.
+    pub expelled: u64,
 }
 
 /// What a node is connected to and serves, for status pages.

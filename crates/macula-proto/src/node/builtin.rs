@@ -78,7 +78,7 @@ impl Node {
                     realm.providers.values().map(|providers| providers.len()).sum();
                 format!(
                     r#"{{"realm":"{id}","peers":{},"subscriptions":{},"registrations":{registrations},"retained":{},"ring_bytes":{}}}"#,
-                    realm.sessions.len(),
+                    realm.members.len(),
                     realm.trie.len(),
                     realm.retained.len(),
                     realm.ring.bytes(),

@@ -15,6 +15,7 @@ use super::link::{Cargo, Link, Queued};
 use super::timers::Timer;
 use super::{Action, Event, Node, Role, StreamEnd};
 use crate::SeededMap;
+use crate::auth::{Request, Verb};
 use crate::id::{
     CallId, EndpointId, LinkId, RealmId, RealmTag, RegistrationId, RequestId, StreamId,
 };
@@ -28,6 +29,8 @@ use crate::wire::message::{
 };
 use crate::wire::{self, Channel};
 
+/// The built-in procedure of routers that takes a record of revocations.
+const REVOKE: &str = "macula.revoke";
 /// What a caller that hears `Busy` should wait at least.
 const BUSY_RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Bytes that may wait on the stream of a streaming call before its sender is told to wait.
@@ -153,8 +156,11 @@ impl Node {
         if self.registrations.contains_key(&registration) {
             return;
         }
+        let denied = self.denied(realm_id);
         let refusal = if self.realm_mut(realm_id).is_none() {
             Some((RefusalCode::UnknownRealm, "this node did not join the realm"))
+        } else if let Some(reason) = &denied {
+            Some((RefusalCode::Denied, reason.as_str()))
         } else if procedure.is_builtin() {
             Some((RefusalCode::BadName, "procedures below `macula.` are built in"))
         } else {
@@ -211,6 +217,16 @@ impl Node {
         }
     }
 
+    /// A registration of the local application ends because the router refuses it.
+    pub(super) fn end_registration(&mut self, registration: RegistrationId) {
+        let Some(local) = self.registrations.remove(&registration) else { return };
+        self.remove_provider(local.realm, &local.procedure, Callee::Local(registration));
+        let now = self.now;
+        for relay in local.waiting {
+            self.lose_callee(now, relay, true, "the provider stopped serving");
+        }
+    }
+
     fn remove_provider(&mut self, tag: RealmTag, procedure: &ProcedureName, callee: Callee) {
         let Some(realm) = self.realms.get_mut(&tag) else { return };
         let Some(providers) = realm.providers.get_mut(procedure) else { return };
@@ -237,17 +253,20 @@ impl Node {
     ) -> Result<(), (RefusalCode, String)> {
         let max = self.config.registrations_per_link_max;
         let is_router = self.config.role == Role::Router;
-        let Some(link) = self.links.get_mut(&link_id) else { return Ok(()) };
+        let Some(link) = self.links.get(&link_id) else { return Ok(()) };
         let admitted = is_router && link.realms.contains(&register.realm);
-        let Some(realm) = self.realms.get_mut(&register.realm).filter(|_| admitted) else {
+        if !admitted || !self.realms.contains_key(&register.realm) {
             return Err((RefusalCode::UnknownRealm, "not admitted to the realm".to_owned()));
-        };
+        }
         let procedure = ProcedureName::parse(&register.procedure)
             .map_err(|error| (RefusalCode::BadName, error.to_string()))?;
         if procedure.is_builtin() {
             let text = "procedures below `macula.` are built in";
             return Err((RefusalCode::BadName, text.to_owned()));
         }
+        self.check_serve(link_id, register.realm, &procedure)?;
+        let Some(link) = self.links.get_mut(&link_id) else { return Ok(()) };
+        let Some(realm) = self.realms.get_mut(&register.realm) else { return Ok(()) };
         if link.registrations.len() >= max {
             return Err((RefusalCode::Limit, format!("a link may have {max} registrations")));
         }
@@ -284,10 +303,14 @@ impl Node {
         if self.upstream != Some(link) || !self.registrations.contains_key(&registration) {
             return;
         }
-        self.events.push_back(match refusal {
+        let event = match refusal {
             None => Event::Registered { registration },
-            Some((code, reason)) => Event::RegisterRefused { registration, code, reason },
-        });
+            Some((code, reason)) => {
+                self.end_registration(registration);
+                Event::RegisterRefused { registration, code, reason }
+            }
+        };
+        self.events.push_back(event);
     }
 
     // --- calls come in ---------------------------------------------------------------------
@@ -360,9 +383,14 @@ impl Node {
         let procedure = ProcedureName::parse(&call.procedure);
         let admitted =
             link.realms.contains(&call.realm) || call.realm == RealmTag::ENDPOINT || from_router;
-        let refusal = if link.calls_in.len() >= calls_per_link_max
-            || (link.calls_in_bytes > 0
-                && link.calls_in_bytes.saturating_add(call.body.len()) > bytes_max)
+        let (calls_in, calls_in_bytes) = (link.calls_in.len(), link.calls_in_bytes);
+        let verdict = if admitted && !from_router {
+            self.check(link_id, call.realm, Request::Use(Verb::Call, &call.procedure))
+        } else {
+            Ok(())
+        };
+        let refusal = if calls_in >= calls_per_link_max
+            || (calls_in_bytes > 0 && calls_in_bytes.saturating_add(call.body.len()) > bytes_max)
         {
             Some(busy("this link has as many calls open as it may"))
         } else if self.calls.len() >= calls_max {
@@ -371,6 +399,8 @@ impl Node {
             Some(busy("this gateway is going down"))
         } else if !admitted {
             Some(Self::failure(ErrorClass::Denied, "not admitted to the realm", false))
+        } else if let Err(denial) = verdict {
+            Some(Self::failure(ErrorClass::Denied, &denial.to_string(), false))
         } else {
             match &procedure {
                 Ok(_) => None,
@@ -516,9 +546,14 @@ impl Node {
                 link.is_ready() && (tag == RealmTag::ENDPOINT || link.realms.contains(&tag))
             })
         });
-        match admitted {
-            Some(link) => self.assign(now, id, Callee::Link(link)),
-            None => {
+        let denied = self.realms.get(&tag).and_then(|realm| realm.denied.as_deref());
+        match (admitted, denied) {
+            (Some(link), _) => self.assign(now, id, Callee::Link(link)),
+            (None, Some(reason)) => {
+                let failure = Self::failure(ErrorClass::Denied, reason, true);
+                self.finish(now, id, Err(failure));
+            }
+            (None, None) => {
                 relay.stage = Stage::Parked;
                 relay.callee = None;
                 self.calls.parked.insert(id);
@@ -558,6 +593,13 @@ impl Node {
                     Caller::Local(_) => None,
                     Caller::Link { link, .. } => Some(link),
                 };
+                if relay.procedure.as_str() == REVOKE && !is_leaf {
+                    let record = relay.call.body.clone();
+                    let result = self.revoke_for(now, asker, &record).map_err(|denial| {
+                        Self::failure(ErrorClass::Denied, &denial.to_string(), false)
+                    });
+                    return self.finish(now, id, result);
+                }
                 let (body, realm) = (&relay.call.body, relay.call.realm);
                 let result = self.builtin(relay.procedure.as_str(), body, asker, realm);
                 let result = result.ok_or_else(|| {

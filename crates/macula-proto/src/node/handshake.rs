@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::guard::refusal;
 use super::link::{Cargo, Link, PauseReason, PeerHello, Stage};
 use super::realm::{Realm, Target};
 use super::session::{Session, SessionId};
 use super::timers::Timer;
 use super::{Action, Admission, Event, Node, Role};
+use crate::auth::{Denial, Request, Verb};
 use crate::id::{EndpointId, LinkId, RealmId, RealmTag};
 use crate::limits;
 use crate::time::Time;
@@ -27,6 +29,10 @@ const PROBE_MISSES_MAX: u8 = 2;
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 /// Silence after which a link on which a call waits is given up.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(3);
+/// Offers in one frame, bytes; the rest of a hello is small.
+const OFFERS_BYTES_MAX: usize = limits::CONTROL_FRAME_BYTES_MAX - 2 * limits::FRAME_HEAD_BYTES_MAX;
+/// What an offer takes beside its grant, bytes; at least as much as it does.
+const OFFER_OVERHEAD_BYTES: usize = 48;
 
 impl Node {
     pub(super) fn on_link_up(
@@ -52,7 +58,7 @@ impl Node {
             return self.close_link(now, link, code, reason);
         }
         self.timers.set(Timer::Handshake(link), now + HANDSHAKE_TIMEOUT);
-        let realms = if dialled { self.offers() } else { Vec::new() };
+        let realms = if dialled { self.next_offers(link) } else { Vec::new() };
         let hello = Hello {
             version_min: wire::VERSION_MIN,
             version_max: wire::VERSION_MAX,
@@ -67,13 +73,24 @@ impl Node {
         self.send_control(now, link, &Message::Hello(hello));
     }
 
-    fn offers(&self) -> Vec<RealmOffer> {
-        self.realms
-            .values()
-            .filter(|realm| realm.joined)
-            .take(limits::REALMS_PER_LINK_MAX)
-            .map(|realm| RealmOffer { realm: realm.id, grant: realm.grant.clone() })
-            .collect()
+    /// Realms that a router was not asked for yet: as many as fit into one frame. Empty: all were.
+    fn next_offers(&mut self, link: LinkId) -> Vec<RealmOffer> {
+        let Some(link) = self.links.get_mut(&link) else { return Vec::new() };
+        let mut room = OFFERS_BYTES_MAX;
+        let mut offers = Vec::new();
+        for (tag, realm) in &self.realms {
+            if !realm.joined || link.offered.contains(tag) {
+                continue;
+            }
+            let bytes = realm.grant.len() + OFFER_OVERHEAD_BYTES;
+            if bytes > room || offers.len() >= limits::REALMS_PER_LINK_MAX {
+                break;
+            }
+            room -= bytes;
+            link.offered.insert(*tag);
+            offers.push(RealmOffer { realm: realm.id, grant: realm.grant.clone() });
+        }
+        offers
     }
 
     pub(super) fn on_handshake_timeout(&mut self, now: Time, link: LinkId) {
@@ -108,7 +125,8 @@ impl Node {
         self.timers.set(Timer::Probe(link_id), now + self.config.probe_interval);
         if self.config.role == Role::Router {
             self.attach_session(now, link_id, peer, hello.instance);
-            let answers = self.answer_offers(link_id, hello.realms.clone());
+            let answers = self.answer_offers(now, link_id, hello.realms.clone());
+            self.leave_unshown(now, link_id);
             self.note_succession(now, &hello);
             if !answers.is_empty() {
                 self.send_control(now, link_id, &Message::Realms(answers));
@@ -150,49 +168,91 @@ impl Node {
     }
 
     /// Admits the peer to what it asked for, or says why not.
-    fn answer_offers(&mut self, link_id: LinkId, offers: Vec<RealmOffer>) -> Vec<RealmStatus> {
-        offers
-            .into_iter()
-            .map(|offer| RealmStatus { realm: offer.realm, refusal: self.admit(link_id, &offer) })
-            .collect()
+    fn answer_offers(
+        &mut self,
+        now: Time,
+        link_id: LinkId,
+        offers: Vec<RealmOffer>,
+    ) -> Vec<RealmStatus> {
+        let mut answers = Vec::with_capacity(offers.len());
+        for offer in offers {
+            let refusal = self.admit(now, link_id, &offer).err();
+            if let Some((RefusalCode::Denied, _)) = &refusal {
+                self.stats.denied += 1;
+            }
+            answers.push(RealmStatus { realm: offer.realm, refusal });
+        }
+        answers
     }
 
-    fn admit(&mut self, link_id: LinkId, offer: &RealmOffer) -> Option<(RefusalCode, String)> {
+    fn admit(
+        &mut self,
+        now: Time,
+        link_id: LinkId,
+        offer: &RealmOffer,
+    ) -> Result<(), (RefusalCode, String)> {
         let tag = offer.realm.tag();
-        let link = self.links.get_mut(&link_id)?;
+        let Some(link) = self.links.get(&link_id) else { return Ok(()) };
         if !link.realms.contains(&tag) && link.realms.len() >= limits::REALMS_PER_LINK_MAX {
-            return Some((RefusalCode::Limit, "too many realms on one link".to_owned()));
+            return Err((RefusalCode::Limit, "too many realms on one link".to_owned()));
         }
+        if tag == RealmTag::ENDPOINT {
+            let text = "no realm has this id: its first 8 bytes stand for the endpoint itself";
+            return Err((RefusalCode::UnknownRealm, text.to_owned()));
+        }
+        // before anything is set up for it
+        let permit = if offer.realm.is_guarded() {
+            Some(self.verify_offer(now, link_id, offer).map_err(refusal)?)
+        } else {
+            None
+        };
+        self.host(now, offer.realm)?;
+        self.enter(now, link_id, tag, permit);
+        Ok(())
+    }
+
+    /// Makes sure that a realm which a peer may enter is here.
+    fn host(&mut self, now: Time, id: RealmId) -> Result<(), (RefusalCode, String)> {
+        let tag = id.tag();
         match self.realms.get(&tag) {
-            _ if tag == RealmTag::ENDPOINT => {
-                let text = "no realm has this id: its first 8 bytes stand for the endpoint itself";
-                return Some((RefusalCode::UnknownRealm, text.to_owned()));
+            Some(realm) if realm.id == id => return Ok(()),
+            // An open realm may call itself by any id. One that took the tag of a guarded realm,
+            // by chance or not, goes.
+            Some(realm) if id.is_guarded() && !realm.id.is_guarded() && !realm.joined => {
+                let text = "a guarded realm has the same first 8 bytes of its id";
+                self.evict_realm(now, tag, &Denial::CannotCheck(text));
             }
-            Some(realm) if realm.id == offer.realm => {}
             Some(_) => {
                 let text = "another realm here has the same first 8 bytes of its id";
-                return Some((RefusalCode::UnknownRealm, text.to_owned()));
+                return Err((RefusalCode::UnknownRealm, text.to_owned()));
             }
-            None if self.config.admission == Admission::AnyOpen => {
-                if self.realms.len() >= self.config.realms_max {
-                    let text = "this gateway hosts as many realms as it may";
-                    return Some((RefusalCode::Limit, text.to_owned()));
-                }
-                let realm = Realm::new(offer.realm, &self.config, &mut self.rng);
-                self.realms.insert(tag, realm);
-            }
-            None => {
-                let text =
-                    "this gateway does not host the realm; its operator can add it with --realm";
-                return Some((RefusalCode::UnknownRealm, text.to_owned()));
-            }
+            None => {}
         }
-        let session = link.session;
-        link.realms.insert(tag);
-        if let (Some(realm), Some(session)) = (self.realms.get_mut(&tag), session) {
-            realm.sessions.insert(session);
+        if self.config.admission != Admission::AnyOpen {
+            let text = "this gateway does not host the realm; its operator can add it with --realm";
+            return Err((RefusalCode::UnknownRealm, text.to_owned()));
         }
-        None
+        if self.realms.len() >= self.config.realms_max && !self.forget_idle_realm() {
+            let text = "this gateway hosts as many realms as it may";
+            return Err((RefusalCode::Limit, text.to_owned()));
+        }
+        let realm = Realm::new(id, &self.config, &mut self.rng);
+        self.realms.insert(tag, realm);
+        Ok(())
+    }
+
+    /// Makes room for a realm by forgetting one that nobody is in and nobody here asked for. What
+    /// it retained is lost; one with revocations stays.
+    fn forget_idle_realm(&mut self) -> bool {
+        let idle = self.realms.iter().find(|(_, realm)| {
+            !realm.joined && realm.members.is_empty() && realm.revocations.sequence == 0
+        });
+        let Some(tag) = idle.map(|(tag, _)| *tag) else { return false };
+        self.realms.remove(&tag);
+        self.timers.clear(Timer::Ring(tag));
+        self.timers.clear(Timer::Grace(tag));
+        self.dirty_realms.remove(&tag);
+        true
     }
 
     /// The peer asks for more realms on a standing link.
@@ -200,7 +260,7 @@ impl Node {
         if self.config.role != Role::Router {
             return;
         }
-        let answers = self.answer_offers(link, offers);
+        let answers = self.answer_offers(now, link, offers);
         self.send_control(now, link, &Message::Realms(answers));
     }
 
@@ -212,16 +272,36 @@ impl Node {
             self.realms.insert(tag, realm);
         }
         let Some(realm) = self.realms.get_mut(&tag) else { return };
-        let was_joined = realm.joined;
+        let is_news = !realm.joined || realm.grant != grant;
         realm.joined = true;
-        realm.grant = grant.clone();
-        if was_joined {
+        realm.grant = grant;
+        if !is_news {
             return;
         }
+        realm.denied = None;
         if let Some(upstream) = self.upstream {
-            let offer = RealmOffer { realm: id, grant };
-            self.send_control(now, upstream, &Message::Join(vec![offer]));
+            if let Some(link) = self.links.get_mut(&upstream) {
+                link.offered.remove(&tag);
+            }
+            self.ask_for_realms(now, upstream);
         }
+    }
+
+    /// Asks a router for the realms that it was not asked for yet.
+    fn ask_for_realms(&mut self, now: Time, link: LinkId) {
+        loop {
+            let offers = self.next_offers(link);
+            if offers.is_empty() {
+                return;
+            }
+            self.send_control(now, link, &Message::Join(offers));
+        }
+    }
+
+    /// Why the router does not let this leaf into a guarded realm, if so.
+    pub(super) fn denied(&self, id: &RealmId) -> Option<String> {
+        let realm = self.realms.get(&id.tag()).filter(|realm| realm.id == *id);
+        realm.and_then(|realm| realm.denied.clone())
     }
 
     /// The router answers which realms it lets us take part in.
@@ -235,16 +315,27 @@ impl Node {
             if !known {
                 continue;
             }
-            if answer.refusal.is_none() {
-                let Some(link) = self.links.get_mut(&link_id) else { return };
-                if link.realms.insert(tag) {
-                    self.resume_realm(now, link_id, tag);
+            let Some(link) = self.links.get_mut(&link_id) else { return };
+            match &answer.refusal {
+                None => {
+                    if let Some(realm) = self.realms.get_mut(&tag) {
+                        realm.denied = None;
+                    }
+                    if link.realms.insert(tag) {
+                        self.resume_realm(now, link_id, tag);
+                    }
                 }
+                // a renewed grant was refused, and the one before still holds
+                Some(_) if link.realms.contains(&tag) => {}
+                Some((RefusalCode::Denied, reason)) => self.on_denied(tag, reason),
+                Some(_) => {}
             }
+            let link = self.links.get(&link_id);
             self.events.push_back(Event::RealmAnswered {
                 link: link_id,
                 realm: answer.realm,
                 refusal: answer.refusal,
+                is_member: link.is_some_and(|link| link.realms.contains(&tag)),
             });
         }
         self.dispatch_parked(now);
@@ -262,17 +353,8 @@ impl Node {
         for (realm, subscription) in std::mem::take(&mut self.unsubscribed) {
             self.tell_unsubscribed(now, link_id, realm, subscription);
         }
-        // realms joined while the hello was under way were not part of it
-        let late: Vec<RealmOffer> = {
-            let Some(link) = self.links.get(&link_id) else { return };
-            self.offers()
-                .into_iter()
-                .filter(|offer| !link.realms.contains(&offer.realm.tag()))
-                .collect()
-        };
-        if !late.is_empty() {
-            self.send_control(now, link_id, &Message::Join(late));
-        }
+        // realms joined while the hello was under way were not part of it, or did not fit
+        self.ask_for_realms(now, link_id);
         self.dispatch_parked(now);
     }
 
@@ -317,7 +399,7 @@ impl Node {
     }
 
     /// Takes a link out of its session: what it had not delivered waits for the next link.
-    fn detach_link(&mut self, now: Time, link_id: LinkId) {
+    pub(super) fn detach_link(&mut self, now: Time, link_id: LinkId) {
         let Some(link) = self.links.get_mut(&link_id) else { return };
         let Some(session_id) = link.session.take() else { return };
         // a ring entry may be here twice: once more for each subscription that resumed
@@ -366,15 +448,20 @@ impl Node {
 
     /// A returning peer gets what its last link did not deliver, in the order of arrival here.
     fn resend_undelivered(&mut self, now: Time, link_id: LinkId) {
-        let Some(session) = self.links.get(&link_id).and_then(|link| link.session) else { return };
-        let Some(session) = self.sessions.get_mut(&session) else { return };
+        let unix = self.unix();
+        let Some(id) = self.links.get(&link_id).and_then(|link| link.session) else { return };
+        let Some(session) = self.sessions.get_mut(&id) else { return };
         for (realm, entry) in std::mem::take(&mut session.undelivered) {
-            let Some(held) = self.realms.get(&realm).and_then(|realm| realm.ring.entry(entry))
-            else {
-                continue;
-            };
+            let Some(hosted) = self.realms.get(&realm) else { continue };
+            let Some(held) = hosted.ring.entry(entry) else { continue };
             let publish = held.publish.clone();
             let topic = held.topic.clone();
+            let receive = Request::Use(Verb::Subscribe, topic.as_str());
+            if hosted.check(id, unix, receive).is_err() {
+                // its permit was replaced by a narrower one
+                self.give_up(now, realm, entry);
+                continue;
+            }
             let cargo = Cargo::AtLeastOnce { realm, entry };
             self.send_publish(now, link_id, &topic, &publish, None, cargo);
         }
@@ -387,7 +474,7 @@ impl Node {
     }
 
     /// Forgets a peer: its subscriptions end and its messages are given up.
-    fn end_session(&mut self, now: Time, id: SessionId) {
+    pub(super) fn end_session(&mut self, now: Time, id: SessionId) {
         self.timers.clear(Timer::Session(id));
         let Some(session) = self.sessions.remove(&id) else { return };
         if self.sessions_by_peer.get(&session.peer) == Some(&id) {
@@ -404,17 +491,15 @@ impl Node {
             }
         }
         for (tag, entry) in session.undelivered {
-            let lost = self
-                .realms
-                .get(&tag)
-                .and_then(|realm| realm.ring.entry(entry))
-                .map_or(0, |entry| u64::from(entry.publish.count));
-            self.stats.abandoned += lost;
-            self.settle(now, tag, entry);
+            self.give_up(now, tag, entry);
         }
         let mut idle = Vec::new();
         for (tag, realm) in &mut self.realms {
-            if realm.sessions.remove(&id) && realm.is_idle() {
+            let Some(member) = realm.members.remove(&id) else { continue };
+            if let Some(permit) = member.permit {
+                self.expiries.remove(&(permit.expires, id, *tag));
+            }
+            if realm.is_idle() {
                 idle.push(*tag);
             }
         }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::api::Transmit;
+use super::bucket::Bucket;
 use super::session::SessionId;
 use crate::id::{EndpointId, LinkId, RealmTag, StreamId};
 use crate::limits;
@@ -246,6 +247,10 @@ pub(super) struct Link {
     pub(super) suspect: bool,
     pub(super) syncs: BTreeSet<u64>,
     pub(super) said_goodbye: bool,
+    /// Realms that we asked the peer to admit us to.
+    pub(super) offered: BTreeSet<RealmTag>,
+    /// How often signatures were checked for the peer.
+    pub(super) checks: Bucket,
 }
 
 impl Link {
@@ -286,6 +291,8 @@ impl Link {
             suspect: false,
             syncs: BTreeSet::new(),
             said_goodbye: false,
+            offered: BTreeSet::new(),
+            checks: Bucket::new(now),
         }
     }
 

@@ -2,15 +2,17 @@
 //!
 //! [`Node`] is the entry type; `api` holds what goes in and comes out. Inside: `link` (queues and
 //! credits of one link), `handshake` (hello, goodbye, probes, sessions), `realm` (the tables of one
-//! tenant), `publish` and `subscribe` (messages out and in), `calls` (RPC), `builtin` (procedures
+//! tenant), `guard` (grants and what they allow), `publish` and `subscribe` (messages out and in), `calls` (RPC), `builtin` (procedures
 //! that every node answers), `timers`.
 //!
 //! A router keeps other nodes' subscriptions and registrations and forwards; a leaf attaches to a
 //! router. Both run this code: what differs is whether a link's peer is asked or answered.
 
 mod api;
+mod bucket;
 mod builtin;
 mod calls;
+mod guard;
 mod handshake;
 mod link;
 mod publish;
@@ -33,6 +35,7 @@ use session::{Session, SessionId};
 use timers::{Timer, Timers};
 
 use crate::SeededMap;
+use crate::auth::UnixTime;
 use crate::id::{EndpointId, LinkId, RealmId, RealmTag, RegistrationId, SubscriptionId};
 use crate::limits;
 use crate::pubsub::Topic;
@@ -84,6 +87,10 @@ pub struct Node {
     next_sync: u64,
     next_probe: u64,
     draining: bool,
+    /// What time it was by the calendar, when last told.
+    wall_clock: Option<(Time, UnixTime)>,
+    /// When permits end.
+    expiries: BTreeSet<(UnixTime, SessionId, RealmTag)>,
     timers: Timers,
     transmits: VecDeque<Transmit>,
     actions: VecDeque<Action>,
@@ -124,6 +131,8 @@ impl Node {
             next_sync: 1,
             next_probe: 1,
             draining: false,
+            wall_clock: None,
+            expiries: BTreeSet::new(),
             timers: Timers::default(),
             transmits: VecDeque::new(),
             actions: VecDeque::new(),
@@ -151,6 +160,7 @@ impl Node {
             Input::HandleReady { subscription } => self.on_handle_ready(now, subscription),
             Input::HandleFull { subscription } => self.on_handle_full(subscription),
             Input::StreamHandle { end, full } => self.on_stream_handle(now, end, full),
+            Input::WallClock { unix } => self.on_wall_clock(now, unix),
             Input::Command(command) => self.on_command(now, command),
         }
     }
@@ -168,6 +178,7 @@ impl Node {
                 Timer::Session(session) => self.on_session_expired(now, session),
                 Timer::Ring(realm) => self.on_ring_due(now, realm),
                 Timer::Grace(realm) => self.on_grace_over(now, realm),
+                Timer::Permits => self.on_permits_due(now),
             }
         }
     }
@@ -228,7 +239,7 @@ impl Node {
             .values()
             .map(|realm| RealmSummary {
                 realm: realm.id,
-                peers: realm.sessions.len(),
+                peers: realm.members.len(),
                 subscriptions: realm.trie.len(),
                 registrations: realm.providers.values().map(|providers| providers.len()).sum(),
                 retained: realm.retained.len(),
@@ -251,6 +262,12 @@ impl Node {
     fn on_command(&mut self, now: Time, command: Command) {
         match command {
             Command::Join { realm, grant } => self.join(now, realm, grant),
+            Command::Revoke { record } => {
+                if let Err(denial) = self.revoke(now, &record) {
+                    let reason = denial.to_string();
+                    self.events.push_back(Event::RevokeRefused { reason });
+                }
+            }
             Command::Publish { realm, topic, qos, retain, count, body } => {
                 self.publish(now, &realm, &topic, qos, retain, count, body);
             }
@@ -508,11 +525,13 @@ impl Node {
         let unconfirmed_max = self.config.unconfirmed_bytes_max;
         let ring_max = self.config.ring_bytes_max;
         let upstream = self.upstream;
-        let (role, now) = (self.config.role, self.now);
+        let (role, now, unix) = (self.config.role, self.now, self.unix());
         let tag = realm.tag();
         // an unknown realm is answered with an error, which needs no room
         let Some(realm) = self.realm_mut(realm) else { return true };
         match role {
+            // so is one that does not let us in
+            Role::Leaf if realm.denied.is_some() => true,
             Role::Leaf => {
                 if qos == Qos::AtLeastOnce && realm.unconfirmed_bytes >= unconfirmed_max {
                     return false;
@@ -533,7 +552,7 @@ impl Node {
                         return false;
                     }
                 }
-                let route = realm.route(topic);
+                let route = realm.route(topic, unix);
                 let lane = wire::lane_of(topic.as_str().as_bytes());
                 route.peers.iter().all(|(session, policy)| {
                     let waits = qos == Qos::AtLeastOnce || *policy == SlowPolicy::Block;

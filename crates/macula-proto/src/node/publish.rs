@@ -3,12 +3,14 @@
 
 use bytes::Bytes;
 
+use super::guard::refusal;
 use super::link::{BulkInFlight, Cargo, Held, PauseReason, Queued};
 use super::realm::{Source, Unconfirmed};
 use super::session::Session;
 use super::subscribe::{last_of, pieces, stream_key};
 use super::timers::Timer;
 use super::{Event, Node, Qos, Role};
+use crate::auth::{Request, Verb};
 use crate::id::{EndpointId, LinkId, RealmId, RealmTag};
 use crate::limits;
 use crate::pubsub::ring::Entry;
@@ -34,10 +36,13 @@ impl Node {
         let (id, epoch, role, upstream) =
             (self.id, self.config.epoch, self.config.role, self.upstream);
         let tag = realm_id.tag();
+        let denied = self.denied(realm_id);
         let refusal = if self.draining {
             Some((RefusalCode::Draining, "this node is closing"))
         } else if self.realm_mut(realm_id).is_none() {
             Some((RefusalCode::UnknownRealm, "this node did not join the realm"))
+        } else if let Some(reason) = &denied {
+            Some((RefusalCode::Denied, reason.as_str()))
         } else if count == 0 || (count == 1 && body.len() > limits::MESSAGE_BYTES_MAX) {
             Some((RefusalCode::TooLarge, "a message may have 8 MiB; larger things need a stream"))
         } else {
@@ -85,7 +90,7 @@ impl Node {
                     stream.unconfirmed.push_back(held);
                     realm.unconfirmed_bytes += bytes;
                 }
-                let route = realm.route(topic);
+                let route = realm.route(topic, None);
                 for subscription in &route.locals {
                     self.hand_over(now, *subscription, topic, &publish, None, false);
                 }
@@ -147,13 +152,16 @@ impl Node {
             .flatten()
             .map(|realm| realm.topic(&publish.topic));
         let refusal = match &topic {
-            None => Some((RefusalCode::UnknownRealm, "not admitted to the realm")),
-            Some(None) => Some((RefusalCode::BadName, "the topic name is malformed")),
-            Some(Some(_)) if self.draining => Some((RefusalCode::Draining, "going down")),
-            Some(Some(_)) => None,
+            None => Some((RefusalCode::UnknownRealm, "not admitted to the realm".to_owned())),
+            Some(None) => Some((RefusalCode::BadName, "the topic name is malformed".to_owned())),
+            Some(Some(_)) if self.draining => {
+                Some((RefusalCode::Draining, "going down".to_owned()))
+            }
+            Some(Some(_)) if from_router => None,
+            Some(Some(topic)) => self.check_publish(link_id, topic, &publish),
         };
         if let Some((code, reason)) = refusal {
-            self.refuse_publish(now, link_id, &publish, code, reason);
+            self.refuse_publish(now, link_id, &publish, code, &reason);
         } else if let Some(Some(topic)) = topic {
             self.stats.messages_in += u64::from(publish.count);
             self.stats.message_bytes_in += publish.body.len() as u64;
@@ -168,6 +176,21 @@ impl Node {
                 self.send_control(now, link, &Message::BulkAck { id });
             }
         }
+    }
+
+    /// Why a peer may not publish this, if so. A retained message stays behind, so it takes two
+    /// rights.
+    fn check_publish(
+        &mut self,
+        link: LinkId,
+        topic: &Topic,
+        publish: &Publish,
+    ) -> Option<(RefusalCode, String)> {
+        let mut check = |verb| self.check(link, publish.realm, Request::Use(verb, topic.as_str()));
+        let verdict = check(Verb::Publish);
+        let verdict =
+            verdict.and_then(|()| if publish.retain { check(Verb::Store) } else { Ok(()) });
+        verdict.err().map(refusal)
     }
 
     fn refuse_publish(
@@ -270,14 +293,14 @@ impl Node {
         key: &StreamKey,
         publish: Publish,
     ) {
-        let tag = publish.realm;
+        let (tag, unix) = (publish.realm, self.unix());
         let Some(realm) = self.realms.get_mut(&tag) else { return };
         if publish.retain {
             let kept = last_of(&publish);
             // there is room: that was checked before anything was promised
             realm.retained.set(topic, kept, self.config.retained_bytes_max).ok();
         }
-        let route = realm.route(topic);
+        let route = realm.route(topic, unix);
         let own =
             source.link().and_then(|link| self.links.get(&link)).and_then(|link| link.session);
         let receivers = route.peers.iter().filter(|(session, _)| Some(*session) != own).count();
@@ -524,6 +547,13 @@ impl Node {
         }
     }
 
+    /// One subscriber will not get a ring entry.
+    pub(super) fn give_up(&mut self, now: Time, tag: RealmTag, entry: u64) {
+        let held = self.realms.get(&tag).and_then(|realm| realm.ring.entry(entry));
+        self.stats.abandoned += held.map_or(0, |entry| u64::from(entry.publish.count));
+        self.settle(now, tag, entry);
+    }
+
     /// One subscriber has a ring entry, or will never have it.
     pub(super) fn settle(&mut self, now: Time, tag: RealmTag, entry: u64) {
         let Some(realm) = self.realms.get_mut(&tag) else { return };
@@ -534,14 +564,15 @@ impl Node {
 
     /// Works out how far a stream is delivered, and remembers to say so.
     fn advance_stream(&mut self, tag: RealmTag, key: &StreamKey) {
-        let now = self.now;
+        let (now, unix) = (self.now, self.unix());
         let Some(realm) = self.realms.get_mut(&tag) else { return };
         if realm.grace_until.is_some_and(|until| now < until) {
             let is_back = |session: &Session| {
                 let resumed = session.resumed_patterns(tag);
                 session.link.is_some() && resumed.iter().any(|it| it.matches(&key.topic))
             };
-            let receivers = realm.receivers(&key.topic, &self.sessions, key.publisher, is_back);
+            let receivers =
+                realm.receivers(&key.topic, unix, &self.sessions, key.publisher, is_back);
             let Some(stream) = realm.acks.get_mut(key) else { return };
             stream.is_waiting = stream.expected.is_none_or(|expected| receivers < expected);
             if stream.is_waiting {

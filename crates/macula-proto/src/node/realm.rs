@@ -10,6 +10,7 @@ use super::api::{Config, Qos, SubscribeOptions};
 use super::calls::Callee;
 use super::session::{Session, SessionId};
 use crate::SeededMap;
+use crate::auth::{Denial, Permit, Request, Revocations, UnixTime, Verb, decide};
 use crate::id::{EndpointId, LinkId, RealmId, SubscriptionId};
 use crate::pubsub::retained::Retained;
 use crate::pubsub::ring::Ring;
@@ -21,6 +22,8 @@ use crate::seeded::SeededState;
 use crate::time::Time;
 use crate::wire::message::{Publish, SlowPolicy};
 
+/// Why a router that was not told the time admits nobody to a guarded realm.
+pub(super) const NO_CLOCK: &str = "it does not know what time it is";
 /// Topics whose route is remembered; the memory is emptied when it is full.
 const ROUTES_MAX: usize = 16_384;
 /// Topics that the local application publishes on at once; beyond, sequences restart higher.
@@ -125,6 +128,14 @@ impl OutStream {
     }
 }
 
+/// A peer in a realm of a router.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) peer: EndpointId,
+    /// What it may do; `None` in an open realm: everything.
+    pub(super) permit: Option<Permit>,
+}
+
 /// One realm.
 #[derive(Debug)]
 pub(super) struct Realm {
@@ -132,7 +143,12 @@ pub(super) struct Realm {
     /// The local side joined it (as opposed to: a peer asked for it).
     pub(super) joined: bool,
     pub(super) grant: Bytes,
-    pub(super) sessions: BTreeSet<SessionId>,
+    /// A leaf: why the router does not admit it, by its last answer.
+    pub(super) denied: Option<String>,
+    /// A router: who is in.
+    pub(super) members: BTreeMap<SessionId, Member>,
+    /// A router: what the root of a guarded realm took back.
+    pub(super) revocations: Revocations,
     pub(super) trie: Trie<Target>,
     routes: SeededMap<Topic, Arc<Route>>,
     pub(super) seen: SeenTable,
@@ -154,7 +170,9 @@ impl Realm {
             id,
             joined: false,
             grant: Bytes::new(),
-            sessions: BTreeSet::new(),
+            denied: None,
+            members: BTreeMap::new(),
+            revocations: Revocations::default(),
             trie: Trie::default(),
             routes: SeededMap::with_hasher(SeededState::from_rng(rng)),
             seen: SeenTable::new(config.streams_max, SeededState::from_rng(rng)),
@@ -180,13 +198,43 @@ impl Realm {
         }
     }
 
-    /// Where messages of `topic` go.
-    pub(super) fn route(&mut self, topic: &Topic) -> Arc<Route> {
+    /// Whether a peer may do something here; in an open realm every member may do everything.
+    /// `now`: the time by the calendar, where it is known.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn check(
+        &self,
+        session: SessionId,
+        now: Option<UnixTime>,
+        request: Request<'_>,
+    ) -> Result<(), Denial> {
+        if !self.id.is_guarded() {
+            return Ok(());
+        }
+        let Some(Member { peer, permit: Some(permit) }) = self.members.get(&session) else {
+            return Err(Denial::NoGrant);
+        };
+        let now = now.ok_or(Denial::CannotCheck(NO_CLOCK))?;
+        decide(permit, &self.revocations, peer, now, request)
+    }
+
+    /// Where messages of `topic` go. `now`: as for [`Realm::check`].
+    pub(super) fn route(&mut self, topic: &Topic, now: Option<UnixTime>) -> Arc<Route> {
         if let Some(route) = self.routes.get(topic) {
             return Arc::clone(route);
         }
         let mut targets = Vec::new();
         self.trie.matches(topic.as_str(), &mut targets);
+        if self.id.is_guarded() {
+            // A pattern may match more than a member may receive. Whose permit ends is cut off and
+            // forgets its routes, so what is found here may be remembered.
+            let receive = Request::Use(Verb::Subscribe, topic.as_str());
+            targets.retain(|target| match target {
+                Target::Local(_) => true,
+                Target::Peer { session, .. } => self.check(*session, now, receive).is_ok(),
+            });
+        }
         let mut route = Route::default();
         for target in targets {
             match target {
@@ -210,11 +258,12 @@ impl Realm {
     pub(super) fn receivers(
         &mut self,
         topic: &Topic,
+        now: Option<UnixTime>,
         sessions: &SeededMap<SessionId, Session>,
         publisher: EndpointId,
         counts: impl Fn(&Session) -> bool,
     ) -> u32 {
-        let route = self.route(topic);
+        let route = self.route(topic, now);
         let counts = |session: &Session| counts(session) && session.peer != publisher;
         let peers = route.peers.iter().filter(|(id, _)| sessions.get(id).is_some_and(counts));
         (peers.count() + route.locals.len()) as u32
@@ -268,7 +317,7 @@ impl Realm {
 
     /// Whether nobody needs this realm any more.
     pub(super) fn is_idle(&self) -> bool {
-        !self.joined && self.sessions.is_empty() && self.ring.is_empty() && self.retained.is_empty()
+        !self.joined && self.members.is_empty() && self.ring.is_empty() && self.retained.is_empty()
     }
 }
 

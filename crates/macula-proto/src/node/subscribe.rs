@@ -3,6 +3,7 @@
 use super::link::{Cargo, PauseReason, Queued};
 use super::realm::{LocalSubscription, Source, Target};
 use super::{Delivery, DeliveryMode, Event, LossReason, Node, Qos, Role, SubscribeOptions};
+use crate::auth::{Request, Verb};
 use crate::id::{LinkId, RealmId, RealmTag, SubscriptionId};
 use crate::limits;
 use crate::pubsub::seen::{NewMessages, StreamKey};
@@ -27,6 +28,10 @@ impl Node {
         let tag = realm_id.tag();
         if self.subscriptions.contains_key(&subscription) {
             return;
+        }
+        if let Some(reason) = self.denied(realm_id) {
+            let code = RefusalCode::Denied;
+            return self.events.push_back(Event::SubscribeRefused { subscription, code, reason });
         }
         let Some(realm) = self.realm_mut(realm_id) else {
             return self.events.push_back(Event::SubscribeRefused {
@@ -96,14 +101,8 @@ impl Node {
 
     /// Ends a subscription of the local application.
     pub(super) fn unsubscribe(&mut self, now: Time, subscription: SubscriptionId) {
-        let Some(tag) = self.subscriptions.remove(&subscription) else { return };
-        if let Some(realm) = self.realms.get_mut(&tag)
-            && let Some(local) = realm.locals.remove(&subscription)
-        {
-            realm.trie.remove(&local.pattern, &Target::Local(subscription));
-            realm.forget_routes();
-        }
-        self.release(now, PauseReason::Handle(subscription));
+        let Some(tag) = self.subscriptions.get(&subscription).copied() else { return };
+        self.end_subscription(tag, subscription);
         if self.config.role == Role::Leaf {
             let number = subscription.0 as u32;
             match self.upstream {
@@ -115,6 +114,18 @@ impl Node {
                 None => {}
             }
         }
+    }
+
+    /// Forgets a subscription of the local application; nobody waits for it any more.
+    pub(super) fn end_subscription(&mut self, tag: RealmTag, subscription: SubscriptionId) {
+        self.subscriptions.remove(&subscription);
+        if let Some(realm) = self.realms.get_mut(&tag)
+            && let Some(local) = realm.locals.remove(&subscription)
+        {
+            realm.trie.remove(&local.pattern, &Target::Local(subscription));
+            realm.forget_routes();
+        }
+        self.release(self.now, PauseReason::Handle(subscription));
     }
 
     /// Tells the router that a subscription ended, and remembers it until it surely knows.
@@ -193,11 +204,13 @@ impl Node {
         let link = self.links.get(&link_id);
         let admitted = link.is_some_and(|link| link.realms.contains(&tag));
         let session_id = link.and_then(|link| link.session).filter(|_| admitted);
-        let (Some(session_id), Some(realm)) = (session_id, self.realms.get_mut(&tag)) else {
-            return Err((RefusalCode::UnknownRealm, "not admitted to the realm".to_owned()));
+        let Some(session_id) = session_id.filter(|_| self.realms.contains_key(&tag)) else {
+            return Err(not_admitted());
         };
         let pattern = Pattern::parse(&subscribe.pattern)
             .map_err(|error| (RefusalCode::BadName, error.to_string()))?;
+        self.check_pattern(link_id, tag, &pattern)?;
+        let Some(realm) = self.realms.get_mut(&tag) else { return Err(not_admitted()) };
         let Some(session) = self.sessions.get_mut(&session_id) else {
             return Err((RefusalCode::UnknownRealm, "no session".to_owned()));
         };
@@ -227,19 +240,23 @@ impl Node {
 
     /// A subscriber that outlived a router gets what the ring holds; it discards what it has.
     fn replay_ring(&mut self, now: Time, link_id: LinkId, tag: RealmTag, pattern: &Pattern) {
-        let Some(peer) = self.links.get(&link_id).map(|link| link.peer) else { return };
+        let unix = self.unix();
+        let Some(link) = self.links.get(&link_id) else { return };
+        let (peer, Some(session)) = (link.peer, link.session) else { return };
         let Some(realm) = self.realms.get_mut(&tag) else { return };
         let mut replay = Vec::new();
         for id in realm.ring.matching(|topic| pattern.matches(topic)) {
             let Some(entry) = realm.ring.entry(id) else { continue };
-            if entry.publish.publisher == peer {
+            let receive = Request::Use(Verb::Subscribe, entry.topic.as_str());
+            if entry.publish.publisher == peer || realm.check(session, unix, receive).is_err() {
                 continue;
             }
             replay.push((id, entry.topic.clone(), entry.publish.clone(), entry.stream.clone()));
             realm.ring.reopen(id);
         }
         for (_, topic, publish, stream) in &replay {
-            let receivers = realm.receivers(topic, &self.sessions, publish.publisher, |_| true);
+            let receivers =
+                realm.receivers(topic, unix, &self.sessions, publish.publisher, |_| true);
             if let Some(stream) = realm.acks.get_mut(stream) {
                 stream.receivers = receivers;
             }
@@ -258,11 +275,16 @@ impl Node {
         subscription: u32,
         pattern: &Pattern,
     ) {
-        let max = self.config.lane_queue_bytes_max;
+        let (max, unix) = (self.config.lane_queue_bytes_max, self.unix());
         let Some(realm) = self.realms.get(&tag) else { return };
+        let Some(session) = self.links.get(&link_id).and_then(|link| link.session) else { return };
+        let may_receive = |topic: &Topic| {
+            let receive = Request::Use(Verb::Subscribe, topic.as_str());
+            realm.check(session, unix, receive).is_ok()
+        };
         let retained: Vec<Publish> = realm
             .retained
-            .matching(|topic| pattern.matches(topic))
+            .matching(|topic| pattern.matches(topic) && may_receive(topic))
             .map(|(_, publish)| publish.clone())
             .collect();
         let mut left_out = 0;
@@ -334,6 +356,7 @@ impl Node {
                 self.events.push_back(Event::Subscribed { subscription });
             }
             Some((code, reason)) => {
+                self.end_subscription(tag, subscription);
                 self.events.push_back(Event::SubscribeRefused { subscription, code, reason });
             }
         }
@@ -359,7 +382,7 @@ impl Node {
         if accepted.missing > 0 {
             realm.seen.touch(&key).settle_below(publish.first);
         }
-        let route = realm.route(topic);
+        let route = realm.route(topic, None);
         let realm_id = realm.id;
         let new = accepted.new.messages(publish.count);
         self.stats.duplicates += u64::from(publish.count - new);
@@ -489,6 +512,10 @@ impl Node {
             });
         }
     }
+}
+
+fn not_admitted() -> (RefusalCode, String) {
+    (RefusalCode::UnknownRealm, "not admitted to the realm".to_owned())
 }
 
 pub(super) fn stream_key(publish: &Publish, topic: &Topic) -> StreamKey {

@@ -18,6 +18,8 @@ pub(super) enum Timer {
     Session(SessionId),
     Ring(RealmTag),
     Grace(RealmTag),
+    /// The first permit ends.
+    Permits,
 }
 
 impl Timer {
@@ -27,6 +29,7 @@ impl Timer {
             Self::Probe(_) | Self::Watch(_) => TimerKind::Probe,
             Self::Stall(_) => TimerKind::Stall,
             Self::Deadline(_) => TimerKind::Deadline,
+            Self::Permits => TimerKind::Permit,
             Self::Session(_) | Self::Ring(_) | Self::Grace(_) => TimerKind::Ring,
         }
     }

@@ -5,6 +5,7 @@
 
 mod digest;
 mod faults;
+mod grants;
 mod handshake;
 mod pubsub;
 mod qos1;

@@ -80,6 +80,8 @@ pub struct World {
     digest: Sha256,
     pub tune: fn(&mut Config),
     closes_hang: bool,
+    /// The realm of everything that is asked for.
+    pub realm: RealmId,
     pub trace: bool,
 }
 
@@ -105,6 +107,7 @@ impl World {
             digest: Sha256::new(),
             tune: |_| {},
             closes_hang: false,
+            realm: realm(),
             trace: std::env::var_os("WORLD_TRACE").is_some(),
         }
     }
@@ -144,14 +147,14 @@ impl World {
     /// A router that hosts the usual realm.
     pub fn router(&mut self) -> Who {
         let who = self.add(Role::Router);
-        self.join(who, realm());
+        self.join(who, self.realm);
         who
     }
 
     /// A leaf in the usual realm, attached to `router`.
     pub fn leaf(&mut self, router: Who) -> Who {
         let who = self.add(Role::Leaf);
-        self.join(who, realm());
+        self.join(who, self.realm);
         self.connect(who, router);
         self.settle();
         who
@@ -288,7 +291,7 @@ impl World {
     ) -> SubscriptionId {
         let subscription = SubscriptionId(self.number());
         let pattern = Pattern::parse(pattern).unwrap();
-        self.command(who, Command::Subscribe { subscription, realm: realm(), pattern, options });
+        self.command(who, Command::Subscribe { subscription, realm: self.realm, pattern, options });
         subscription
     }
 
@@ -304,9 +307,8 @@ impl World {
         retain: bool,
         payload: Vec<u8>,
     ) {
-        let body = Bytes::from(payload);
-        let command =
-            Command::Publish { realm: realm(), topic: topic(name), qos, retain, count: 1, body };
+        let (realm, body) = (self.realm, Bytes::from(payload));
+        let command = Command::Publish { realm, topic: topic(name), qos, retain, count: 1, body };
         self.command(who, command);
     }
 
@@ -317,12 +319,13 @@ impl World {
         }
         let (count, body) = batch.finish();
         let topic = topic(name);
-        let command = Command::Publish { realm: realm(), topic, qos, retain: false, count, body };
+        let realm = self.realm;
+        let command = Command::Publish { realm, topic, qos, retain: false, count, body };
         self.command(who, command);
     }
 
     pub fn room(&mut self, who: Who, name: &str, qos: Qos) -> bool {
-        self.sims[who].node.as_mut().unwrap().publish_room(&realm(), &topic(name), qos)
+        self.sims[who].node.as_mut().unwrap().publish_room(&self.realm, &topic(name), qos)
     }
 
     /// Serves a procedure by echoing, at once and for ever.
@@ -336,7 +339,7 @@ impl World {
         let procedure = ProcedureName::parse(procedure).unwrap();
         self.command(
             who,
-            Command::Register { registration, realm: realm(), procedure, concurrency },
+            Command::Register { registration, realm: self.realm, procedure, concurrency },
         );
     }
 
@@ -358,7 +361,7 @@ impl World {
             who,
             Command::Call {
                 call,
-                realm: if spec.endpoint_scope { None } else { Some(realm()) },
+                realm: if spec.endpoint_scope { None } else { Some(self.realm) },
                 procedure: ProcedureName::parse(procedure).unwrap(),
                 deadline: spec.deadline,
                 policy: spec.policy,
