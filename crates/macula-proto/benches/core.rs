@@ -96,7 +96,7 @@ fn seeded_map_10k_topics(bencher: Bencher<'_, '_>) {
 /// Batches in order, from as many streams in turn.
 #[divan::bench(args = [1, 100, 10_000])]
 fn seen_table_accept_in_order(bencher: Bencher<'_, '_>, streams: u32) {
-    let mut table = SeenTable::new(65_536, hasher());
+    let mut table = SeenTable::new(65_536, 65_536, hasher());
     let mut streams: Vec<(StreamKey, u64)> = (0..streams).map(|n| (stream(n), 1)).collect();
     let count = streams.len();
     let mut turn = 0;
@@ -113,7 +113,7 @@ fn seen_table_accept_in_order(bencher: Bencher<'_, '_>, streams: u32) {
 /// Every batch begins a stream and makes another one be forgotten.
 #[divan::bench]
 fn seen_table_evict(bencher: Bencher<'_, '_>) {
-    let mut table = SeenTable::new(4096, hasher());
+    let mut table = SeenTable::new(4096, 4096, hasher());
     let keys: Vec<StreamKey> = (0..8192).map(stream).collect();
     let mut turn = keys.iter().cycle();
     bencher.counter(ItemsCount::new(ROUNDS)).bench_local(|| {

@@ -90,6 +90,36 @@ pub struct Config {
     /// How long a router that replaces another (restart) waits for subscribers to return before it
     /// calls replayed messages delivered. Default 12 s.
     pub successor_grace: Duration,
+    /// Largest message that a router takes, at most
+    /// [`MESSAGE_BYTES_MAX`](limits::MESSAGE_BYTES_MAX), which is the default.
+    pub message_bytes_max: usize,
+    /// What one peer may send to a router a second, apart from control; who sends faster is read
+    /// later. 0, the default: no limit.
+    pub bytes_per_second_per_peer: u64,
+    /// What all peers may publish in one realm a second; as above. 0, the default: no limit.
+    pub bytes_per_second_per_realm: u64,
+    /// Changes of subscriptions and registrations by one peer a second, beyond a burst of twice
+    /// all that it may have. Default 1,000.
+    pub changes_per_second: u64,
+    /// Peers in one realm. Default 16,384.
+    pub peers_per_realm_max: usize,
+    /// Subscriptions of all peers in one realm. Default 1,000,000.
+    pub subscriptions_per_realm_max: usize,
+    /// Registrations of all peers in one realm. Default 100,000.
+    pub registrations_per_realm_max: usize,
+    /// Calls open at once in one realm; beyond it callers hear `Busy`. Default 131,072.
+    pub calls_per_realm_max: usize,
+    /// Retained messages of one publisher in one realm. Default 16 MiB.
+    pub retained_bytes_per_peer_max: usize,
+    /// As `streams_max`, for one publisher, at a router. Default 32,768.
+    pub streams_per_peer_max: usize,
+    /// Peers without a link whose sessions wait for their return; of more the oldest ends. Default
+    /// 16,384.
+    pub sessions_detached_max: usize,
+    /// What a router may hold for its peers in queues, rings, retained messages and open calls.
+    /// Beyond it the link that holds the most is closed, and publishes, calls and links are
+    /// refused. Default 1 GiB.
+    pub memory_bytes_max: usize,
     /// Checks the signatures of grants; without one nobody is admitted to a guarded realm.
     pub verifier: Option<Arc<dyn Verifier>>,
 }
@@ -120,6 +150,18 @@ impl Config {
             stall_timeout: Duration::from_secs(10),
             probe_interval: Duration::from_secs(10),
             successor_grace: limits::RESUME_WINDOW + Duration::from_secs(2),
+            message_bytes_max: limits::MESSAGE_BYTES_MAX,
+            bytes_per_second_per_peer: 0,
+            bytes_per_second_per_realm: 0,
+            changes_per_second: 1_000,
+            peers_per_realm_max: 16_384,
+            subscriptions_per_realm_max: 1_000_000,
+            registrations_per_realm_max: 100_000,
+            calls_per_realm_max: 131_072,
+            retained_bytes_per_peer_max: 16 << 20,
+            streams_per_peer_max: 32_768,
+            sessions_detached_max: 16_384,
+            memory_bytes_max: 1 << 30,
             verifier: None,
         }
     }
@@ -687,6 +729,8 @@ pub enum TimerKind {
     Handshake,
     /// The end of a permit in a guarded realm.
     Permit,
+    /// A peer or a realm that sends faster than it may.
+    Rate,
 }
 
 /// Counters of a node, since its start.
@@ -721,6 +765,12 @@ pub struct Stats {
     pub links_up: u64,
     /// Slow subscribers cut off.
     pub stalled_links: u64,
+    /// Times that a peer or a realm was read later because it sent faster than it may.
+    pub slowed: u64,
+    /// Things refused because a limit of amount or memory was reached.
+    pub over_limit: u64,
+    /// Links closed because they held most of the memory while it was short.
+    pub shed: u64,
     /// Uses that a permit in a guarded realm did not allow.
     pub denied: u64,
     /// Peers put out of a guarded realm: their permit ended or was taken back.
@@ -735,6 +785,8 @@ pub struct NodeStatus {
     pub links: Vec<LinkStatus>,
     /// Realms joined or hosted.
     pub realms: Vec<RealmSummary>,
+    /// What is held for peers in queues, rings, retained messages and calls, bytes.
+    pub held_bytes: usize,
 }
 
 /// One link in a [`NodeStatus`].

@@ -39,11 +39,16 @@ impl Bucket {
         true
     }
 
+    /// Takes `tokens` that are not there.
+    pub(super) fn owe(&mut self, tokens: u64) {
+        self.spent = self.spent.saturating_add(tokens.saturating_mul(MICRO));
+    }
+
     /// How long until `tokens` can be taken.
     pub(super) fn wait(&mut self, now: Time, tokens: u64, rate: Rate) -> Duration {
         self.fill(now, rate);
-        let room = rate.burst.saturating_mul(MICRO).saturating_sub(self.spent);
-        let missing = tokens.min(rate.burst).saturating_mul(MICRO).saturating_sub(room);
+        let wanted = self.spent.saturating_add(tokens.min(rate.burst).saturating_mul(MICRO));
+        let missing = wanted.saturating_sub(rate.burst.saturating_mul(MICRO));
         Duration::from_micros(missing.div_ceil(rate.per_second.max(1)))
     }
 
@@ -74,6 +79,15 @@ mod tests {
         assert!(!bucket.take(at(1_000), 10, RATE));
         assert!(bucket.take(at(60_000), 20, RATE));
         assert!(!bucket.take(at(60_000), 1, RATE));
+    }
+
+    #[test]
+    fn what_is_owed_must_be_waited_for() {
+        let mut bucket = Bucket::new(at(0));
+        bucket.owe(50);
+        assert_eq!(bucket.wait(at(0), 1, RATE), Duration::from_millis(3_100));
+        assert!(!bucket.take(at(3_099), 1, RATE));
+        assert!(bucket.take(at(3_100), 1, RATE));
     }
 
     #[test]

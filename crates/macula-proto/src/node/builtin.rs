@@ -60,6 +60,12 @@ impl Node {
             ("failovers", stats.failovers),
             ("protocol_errors", stats.protocol_errors),
             ("stalled_links", stats.stalled_links),
+            ("held_bytes", self.count_held() as u64),
+            ("slowed", stats.slowed),
+            ("over_limit", stats.over_limit),
+            ("shed", stats.shed),
+            ("denied", stats.denied),
+            ("expelled", stats.expelled),
         ];
         for (name, value) in totals {
             text.push_str(&format!(r#","{name}":{value}"#));

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use rand_core::Rng;
 
 use super::link::{Cargo, Link, Queued};
+use super::quota::SHORT;
 use super::timers::Timer;
 use super::{Action, Event, Node, Role, StreamEnd};
 use crate::SeededMap;
@@ -237,7 +238,10 @@ impl Node {
     }
 
     pub(super) fn on_register(&mut self, now: Time, link_id: LinkId, register: Register) {
-        let refusal = self.admit_registration(link_id, &register).err();
+        let refusal = self
+            .charge_change(now, link_id)
+            .and_then(|()| self.admit_registration(link_id, &register))
+            .err();
         let answer = Message::RegisterResult {
             realm: register.realm,
             registration: register.registration,
@@ -270,7 +274,15 @@ impl Node {
         if link.registrations.len() >= max {
             return Err((RefusalCode::Limit, format!("a link may have {max} registrations")));
         }
-        link.registrations.insert((register.realm, register.registration), procedure.clone());
+        let key = (register.realm, register.registration);
+        let is_new = !link.registrations.contains_key(&key);
+        if is_new && realm.peer_registrations >= self.config.registrations_per_realm_max {
+            self.stats.over_limit += 1;
+            let text = "the realm has as many registrations as it may".to_owned();
+            return Err((RefusalCode::Limit, text));
+        }
+        realm.peer_registrations += usize::from(is_new);
+        link.registrations.insert(key, procedure.clone());
         realm.providers.entry(procedure).or_default().add(Callee::Link(link_id));
         Ok(())
     }
@@ -278,6 +290,9 @@ impl Node {
     pub(super) fn on_unregister(&mut self, link_id: LinkId, tag: RealmTag, registration: u32) {
         let Some(link) = self.links.get_mut(&link_id) else { return };
         let Some(procedure) = link.registrations.remove(&(tag, registration)) else { return };
+        if let Some(realm) = self.realms.get_mut(&tag) {
+            realm.peer_registrations = realm.peer_registrations.saturating_sub(1);
+        }
         let again =
             link.registrations.iter().any(|((realm, _), name)| *realm == tag && *name == procedure);
         if !again {
@@ -289,6 +304,9 @@ impl Node {
     pub(super) fn remove_providers(&mut self, link_id: LinkId) {
         let Some(link) = self.links.get_mut(&link_id) else { return };
         for ((tag, _), procedure) in std::mem::take(&mut link.registrations) {
+            if let Some(realm) = self.realms.get_mut(&tag) {
+                realm.peer_registrations = realm.peer_registrations.saturating_sub(1);
+            }
             self.remove_provider(tag, &procedure, Callee::Link(link_id));
         }
     }
@@ -383,7 +401,12 @@ impl Node {
         let procedure = ProcedureName::parse(&call.procedure);
         let admitted =
             link.realms.contains(&call.realm) || call.realm == RealmTag::ENDPOINT || from_router;
+        let is_router = self.config.role == Role::Router;
+        let message_max = if is_router { self.config.message_bytes_max } else { usize::MAX };
+        let open_calls = self.realms.get(&call.realm).map_or(0, |realm| realm.open_calls);
+        let is_full = is_router && open_calls >= self.config.calls_per_realm_max;
         let (calls_in, calls_in_bytes) = (link.calls_in.len(), link.calls_in_bytes);
+        let is_short = self.is_short(now);
         let verdict = if admitted && !from_router {
             self.check(link_id, call.realm, Request::Use(Verb::Call, &call.procedure))
         } else {
@@ -395,6 +418,13 @@ impl Node {
             Some(busy("this link has as many calls open as it may"))
         } else if self.calls.len() >= calls_max {
             Some(busy("this gateway has as many calls open as it may"))
+        } else if is_full {
+            Some(busy("the realm has as many calls open as it may"))
+        } else if is_short {
+            Some(busy(SHORT))
+        } else if call.body.len() > message_max {
+            let text = format!("an argument may have {message_max} bytes here");
+            Some(Self::failure(ErrorClass::Refused, &text, false))
         } else if self.draining {
             Some(busy("this gateway is going down"))
         } else if !admitted {
@@ -442,6 +472,9 @@ impl Node {
         self.calls.next += 1;
         let deadline = now + call.deadline.min(self.config.call_deadline_max);
         self.timers.set(Timer::Deadline(id), deadline);
+        if let Some(realm) = self.realms.get_mut(&call.realm) {
+            realm.open_calls += 1;
+        }
         let relay = Relay {
             caller,
             callee: None,
@@ -862,12 +895,20 @@ impl Node {
         }
     }
 
+    fn remove_relay(&mut self, id: u64) -> Option<Relay> {
+        let relay = self.calls.relays.remove(&id)?;
+        self.timers.clear(Timer::Deadline(id));
+        self.calls.parked.remove(&id);
+        if let Some(realm) = self.realms.get_mut(&relay.call.realm) {
+            realm.open_calls = realm.open_calls.saturating_sub(1);
+        }
+        Some(relay)
+    }
+
     /// Ends a call: its callee is free, its caller hears `result`.
     fn finish(&mut self, now: Time, id: u64, result: Result<Bytes, CallFailure>) {
         self.release_callee(id, false);
-        let Some(relay) = self.calls.relays.remove(&id) else { return };
-        self.timers.clear(Timer::Deadline(id));
-        self.calls.parked.remove(&id);
+        let Some(relay) = self.remove_relay(id) else { return };
         if result.is_err() {
             self.stats.calls_failed += 1;
         }
@@ -974,9 +1015,7 @@ impl Node {
     fn drop_call(&mut self, now: Time, id: u64) {
         self.cancel_callee(now, id);
         self.release_callee(id, false);
-        let Some(relay) = self.calls.relays.remove(&id) else { return };
-        self.timers.clear(Timer::Deadline(id));
-        self.calls.parked.remove(&id);
+        let Some(relay) = self.remove_relay(id) else { return };
         self.stats.calls_failed += 1;
         if let Caller::Link { link: link_id, call } = relay.caller
             && let Some(link) = self.links.get_mut(&link_id)
@@ -1201,6 +1240,19 @@ impl Node {
         }
     }
 
+    /// Whether the items that come on this stream wait because the other side is full.
+    pub(super) fn is_held(&self, relay: u64, link: LinkId, stream: StreamId) -> bool {
+        let Some(relay) = self.calls.relays.get(&relay) else { return false };
+        match relay.caller {
+            Caller::Link { link: from, .. }
+                if from == link && relay.caller_stream == Some(stream) =>
+            {
+                relay.caller_held
+            }
+            _ => relay.callee_held,
+        }
+    }
+
     /// Makes the sender of items wait, or lets it go on.
     fn hold_items(&mut self, id: u64, from_caller: bool, hold: bool) {
         let Some(relay) = self.calls.relays.get_mut(&id) else { return };
@@ -1220,15 +1272,17 @@ impl Node {
                 None => return,
             }
         };
+        let is_slowed =
+            link.and_then(|link| self.links.get(&link)).is_some_and(|link| link.is_slowed);
         if let Some(end) = end {
             self.events.push_back(Event::StreamRoom { end, full: hold });
         } else if let (Some(link), Some(stream)) = (link, stream) {
             let channel = Channel::Stream(stream);
-            self.actions.push_back(if hold {
-                Action::Pause { link, channel }
-            } else {
-                Action::Resume { link, channel }
-            });
+            if hold {
+                self.actions.push_back(Action::Pause { link, channel });
+            } else if !is_slowed {
+                self.actions.push_back(Action::Resume { link, channel });
+            }
         }
     }
 

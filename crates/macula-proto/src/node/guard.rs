@@ -243,6 +243,7 @@ impl Node {
         for ((_, subscription), pattern, policy) in gone {
             let target = Target::Peer { session: id, subscription, policy };
             realm.trie.remove(&pattern, &target);
+            realm.peer_subscriptions -= 1;
         }
         realm.forget_routes();
         if let Some(Member { permit: Some(permit), .. }) = realm.members.remove(&id) {

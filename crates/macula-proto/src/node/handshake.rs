@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::guard::refusal;
 use super::link::{Cargo, Link, PauseReason, PeerHello, Stage};
+use super::quota::SHORT;
 use super::realm::{Realm, Target};
 use super::session::{Session, SessionId};
 use super::timers::Timer;
@@ -47,11 +48,15 @@ impl Node {
             return;
         }
         self.stats.links_up += 1;
-        let full = self.links.len() >= self.config.links_max;
+        let full = self.links.len() >= self.config.links_max || self.is_short(now);
         self.links.insert(link, Link::new(now, peer, dialled, remote));
         if full || self.draining {
             let (code, reason) = if full {
-                (CloseCode::Limit, "this gateway has as many links as it may have")
+                self.stats.over_limit += 1;
+                match self.links.len() > self.config.links_max {
+                    true => (CloseCode::Limit, "this gateway has as many links as it may have"),
+                    false => (CloseCode::Limit, SHORT),
+                }
             } else {
                 (CloseCode::Restarting, "this gateway is going down")
             };
@@ -207,8 +212,20 @@ impl Node {
             None
         };
         self.host(now, offer.realm)?;
+        let members_max = self.config.peers_per_realm_max;
+        let is_full = self.realms.get(&tag).is_some_and(|realm| realm.members.len() >= members_max);
+        if is_full && !self.is_member(link_id, tag) {
+            self.stats.over_limit += 1;
+            return Err((RefusalCode::Limit, "the realm has as many peers as it may".to_owned()));
+        }
         self.enter(now, link_id, tag, permit);
         Ok(())
+    }
+
+    fn is_member(&self, link: LinkId, tag: RealmTag) -> bool {
+        let session = self.links.get(&link).and_then(|link| link.session);
+        let realm = self.realms.get(&tag);
+        realm.zip(session).is_some_and(|(realm, session)| realm.members.contains_key(&session))
     }
 
     /// Makes sure that a realm which a peer may enter is here.
@@ -426,6 +443,7 @@ impl Node {
             session.link = None;
             self.timers.set(Timer::Session(session_id), now + limits::RESUME_WINDOW);
         }
+        self.bound_detached(now);
         for (realm, entry) in left {
             self.keep_undelivered(now, Some(session_id), realm, entry);
         }
@@ -487,6 +505,7 @@ impl Node {
         for ((tag, subscription), (pattern, policy)) in session.subscriptions {
             if let Some(realm) = self.realms.get_mut(&tag) {
                 realm.trie.remove(&pattern, &Target::Peer { session: id, subscription, policy });
+                realm.peer_subscriptions -= 1;
                 realm.forget_routes();
             }
         }
@@ -517,6 +536,7 @@ impl Node {
             Timer::Probe(link_id),
             Timer::Watch(link_id),
             Timer::Stall(link_id),
+            Timer::Rate(link_id),
         ] {
             self.timers.clear(timer);
         }

@@ -19,11 +19,22 @@ pub(super) enum Cargo {
     /// Control messages, results, items.
     Plain,
     /// A publish that may be dropped, and how many messages it holds.
-    AtMostOnce { messages: u32, droppable: bool },
+    AtMostOnce { messages: u32, droppable: bool, publisher: Publisher },
     /// A publish that lives in the ring under this id until it is acknowledged.
     AtLeastOnce { realm: RealmTag, entry: u64 },
     /// A call, by its relay number.
     Call { relay: u64 },
+}
+
+/// Whose messages they are: the first 8 bytes of the publisher's key, which nobody can choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Publisher(u64);
+
+impl From<EndpointId> for Publisher {
+    fn from(id: EndpointId) -> Self {
+        let [a, b, c, d, e, f, g, h, ..] = *id.as_bytes();
+        Self(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
+    }
 }
 
 /// A frame that waits for the transport.
@@ -110,25 +121,53 @@ impl OutQueue {
         self.progress = now;
     }
 
-    /// Drops the oldest droppable publishes until `bytes` fits `max`; returns how many messages.
+    /// Drops droppable publishes until `bytes` fits `max`; returns how many messages. Those give
+    /// who have the most here, each its oldest: who sends little loses nothing to who floods.
     pub(super) fn drop_oldest(&mut self, max: usize) -> u64 {
         let mut dropped = 0;
         if self.bytes <= max {
             return dropped;
         }
-        let mut excess = self.bytes - max;
-        self.queue.retain(|queued| {
-            let Cargo::AtMostOnce { messages, droppable: true } = queued.cargo else { return true };
-            if excess == 0 {
-                return true;
+        let mut over: BTreeMap<Publisher, usize> = BTreeMap::new();
+        let mut droppable_bytes = 0;
+        for queued in &self.queue {
+            if let Cargo::AtMostOnce { droppable: true, publisher, .. } = queued.cargo {
+                let bytes = queued.frame.wire_bytes();
+                *over.entry(publisher).or_default() += bytes;
+                droppable_bytes += bytes;
             }
-            excess = excess.saturating_sub(queued.frame.wire_bytes());
+        }
+        let room = max.saturating_sub(self.bytes - droppable_bytes);
+        let level = fair_share(over.values().copied().collect(), room);
+        over.values_mut().for_each(|bytes| *bytes = bytes.saturating_sub(level));
+        self.queue.retain(|queued| {
+            let Cargo::AtMostOnce { messages, droppable: true, publisher } = queued.cargo else {
+                return true;
+            };
+            let Some(over) = over.get_mut(&publisher).filter(|over| **over > 0) else {
+                return true;
+            };
+            *over = over.saturating_sub(queued.frame.wire_bytes());
             dropped += u64::from(messages);
             false
         });
         self.bytes = self.queue.iter().map(|queued| queued.frame.wire_bytes()).sum();
         dropped
     }
+}
+
+/// The most that each may keep so that all keep at most `room` together and nobody gives more than
+/// another who has more (max-min fairness).
+fn fair_share(mut amounts: Vec<usize>, mut room: usize) -> usize {
+    amounts.sort_unstable();
+    for (index, amount) in amounts.iter().enumerate() {
+        let share = room / (amounts.len() - index);
+        if *amount > share {
+            return share;
+        }
+        room -= amount;
+    }
+    usize::MAX
 }
 
 /// A large message on its way on a stream of its own.
@@ -163,6 +202,10 @@ pub(super) enum PauseReason {
     Target(LinkId),
     /// The realm's rings are full.
     Ring(RealmTag),
+    /// The peer sends faster than it may.
+    Rate(LinkId),
+    /// The realm's publishers together send faster than they may.
+    RealmRate(RealmTag),
     /// A local subscription's queue is full.
     Handle(crate::id::SubscriptionId),
 }
@@ -251,6 +294,11 @@ pub(super) struct Link {
     pub(super) offered: BTreeSet<RealmTag>,
     /// How often signatures were checked for the peer.
     pub(super) checks: Bucket,
+    /// How often it changed its subscriptions and registrations.
+    pub(super) changes: Bucket,
+    /// What came from it, apart from control; and it waits because that was too fast.
+    pub(super) received: Bucket,
+    pub(super) is_slowed: bool,
 }
 
 impl Link {
@@ -293,6 +341,9 @@ impl Link {
             said_goodbye: false,
             offered: BTreeSet::new(),
             checks: Bucket::new(now),
+            changes: Bucket::new(now),
+            received: Bucket::new(now),
+            is_slowed: false,
         }
     }
 
@@ -329,6 +380,15 @@ impl Link {
         self.control.bytes + lanes + streams + self.held_bytes
     }
 
+    /// Everything that is held for this peer, bytes: what waits for it, what the transport has not
+    /// passed on, and the arguments of its calls.
+    pub(super) fn held_bytes_all(&self) -> usize {
+        let queues = self.lanes.iter().chain(self.streams.values());
+        let queues = queues.chain([&self.control, &self.bulk_out]);
+        let waiting: usize = queues.map(|queue| queue.bytes + queue.in_transport).sum();
+        waiting + self.held_bytes + self.calls_in_bytes
+    }
+
     /// Drops droppable publishes that are held back, until `held_bytes` fits `max`; returns how
     /// many messages. Oldest first within a topic.
     pub(super) fn drop_held(&mut self, max: usize) -> u64 {
@@ -342,7 +402,7 @@ impl Link {
                 break;
             }
             waiting.retain(|held| {
-                let Cargo::AtMostOnce { messages, droppable: true } = held.cargo else {
+                let Cargo::AtMostOnce { messages, droppable: true, .. } = held.cargo else {
                     return true;
                 };
                 if *held_bytes <= max {

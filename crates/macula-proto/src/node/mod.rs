@@ -2,7 +2,8 @@
 //!
 //! [`Node`] is the entry type; `api` holds what goes in and comes out. Inside: `link` (queues and
 //! credits of one link), `handshake` (hello, goodbye, probes, sessions), `realm` (the tables of one
-//! tenant), `guard` (grants and what they allow), `publish` and `subscribe` (messages out and in), `calls` (RPC), `builtin` (procedures
+//! tenant), `guard` (grants and what they allow), `publish` and `subscribe` (messages out and in), `calls` (RPC), `quota` (what one may
+//! take), `builtin` (procedures
 //! that every node answers), `timers`.
 //!
 //! A router keeps other nodes' subscriptions and registrations and forwards; a leaf attaches to a
@@ -16,6 +17,7 @@ mod guard;
 mod handshake;
 mod link;
 mod publish;
+mod quota;
 mod realm;
 mod session;
 mod subscribe;
@@ -87,6 +89,7 @@ pub struct Node {
     next_sync: u64,
     next_probe: u64,
     draining: bool,
+    held: quota::Held,
     /// What time it was by the calendar, when last told.
     wall_clock: Option<(Time, UnixTime)>,
     /// When permits end.
@@ -131,6 +134,7 @@ impl Node {
             next_sync: 1,
             next_probe: 1,
             draining: false,
+            held: quota::Held::default(),
             wall_clock: None,
             expiries: BTreeSet::new(),
             timers: Timers::default(),
@@ -178,6 +182,8 @@ impl Node {
                 Timer::Session(session) => self.on_session_expired(now, session),
                 Timer::Ring(realm) => self.on_ring_due(now, realm),
                 Timer::Grace(realm) => self.on_grace_over(now, realm),
+                Timer::Rate(link) => self.on_rate_due(now, link),
+                Timer::RealmRate(tag) => self.release(now, PauseReason::RealmRate(tag)),
                 Timer::Permits => self.on_permits_due(now),
             }
         }
@@ -246,7 +252,7 @@ impl Node {
                 ring_bytes: realm.ring.bytes(),
             })
             .collect();
-        NodeStatus { links, realms }
+        NodeStatus { links, realms, held_bytes: self.count_held() }
     }
 
     fn advance(&mut self, now: Time) -> Time {
@@ -324,7 +330,7 @@ impl Node {
         link.heard = now;
         link.suspect = false;
         let stage = link.stage;
-        let kind = frame.kind;
+        let (kind, bytes) = (frame.kind, frame.payload.len());
         let message = match wire::decode(frame, channel) {
             Ok(message) => message,
             Err(error) => {
@@ -332,6 +338,7 @@ impl Node {
                 return self.protocol_error(now, link_id, &reason);
             }
         };
+        self.charge(now, link_id, channel, bytes);
         match (stage, message) {
             (Stage::Handshake, Message::Hello(hello)) => self.on_hello(now, link_id, hello),
             (Stage::Handshake, _) => {

@@ -5,6 +5,7 @@ use bytes::Bytes;
 
 use super::guard::refusal;
 use super::link::{BulkInFlight, Cargo, Held, PauseReason, Queued};
+use super::quota::SHORT;
 use super::realm::{Source, Unconfirmed};
 use super::session::Session;
 use super::subscribe::{last_of, pieces, stream_key};
@@ -13,6 +14,7 @@ use super::{Event, Node, Qos, Role};
 use crate::auth::{Request, Verb};
 use crate::id::{EndpointId, LinkId, RealmId, RealmTag};
 use crate::limits;
+use crate::pubsub::retained::RetainedRoom;
 use crate::pubsub::ring::Entry;
 use crate::pubsub::seen::StreamKey;
 use crate::pubsub::{Pattern, Topic};
@@ -100,7 +102,8 @@ impl Node {
                 if let (Some(link), true) = (upstream, admitted) {
                     self.tell_expectation(now, link, tag, topic, qos);
                     // never dropped here: publish_room makes the application wait instead
-                    let cargo = Cargo::AtMostOnce { messages: count, droppable: false };
+                    let publisher = id.into();
+                    let cargo = Cargo::AtMostOnce { messages: count, droppable: false, publisher };
                     self.send_publish(now, link, topic, &publish, None, cargo);
                 }
             }
@@ -171,6 +174,9 @@ impl Node {
             }
         }
         if let Source::Bulk(link, id) = source {
+            if self.links.get(&link).is_some_and(|link| link.is_slowed) {
+                self.hold(source, PauseReason::Rate(link));
+            }
             // what waits for room is acknowledged when there is some
             if !self.waiters.values().any(|waiting| waiting.contains(&source)) {
                 self.send_control(now, link, &Message::BulkAck { id });
@@ -241,6 +247,15 @@ impl Node {
     /// Distributes a batch to everybody who subscribed: the heart of a router.
     fn route_publish(&mut self, now: Time, source: Source, topic: &Topic, mut publish: Publish) {
         let tag = publish.realm;
+        if publish.count == 1 && publish.body.len() > self.config.message_bytes_max {
+            let reason = format!("a message may have {} bytes here", self.config.message_bytes_max);
+            return self.refuse(now, source, topic, &publish, RefusalCode::TooLarge, &reason);
+        }
+        if self.is_short(now) {
+            self.stats.over_limit += 1;
+            return self.refuse(now, source, topic, &publish, RefusalCode::Limit, SHORT);
+        }
+        self.charge_realm(now, source, tag, publish.body.len());
         let Some(realm) = self.realms.get_mut(&tag) else { return };
         let key = stream_key(&publish, topic);
         if publish.qos1 && realm.ring.bytes() > self.config.ring_bytes_max.saturating_mul(2) {
@@ -248,13 +263,20 @@ impl Node {
             let reason = "the realm's ring is full of messages that subscribers did not take";
             return self.refuse(now, source, topic, &publish, RefusalCode::Limit, reason);
         }
-        let retained_max = self.config.retained_bytes_max;
-        if publish.retain && !realm.retained.fits(topic, publish.body.len(), retained_max) {
-            let reason = "the realm's retained messages use all the room they may";
-            return self.refuse(now, source, topic, &publish, RefusalCode::Limit, reason);
+        let room = RetainedRoom {
+            bytes_max: self.config.retained_bytes_max,
+            bytes_per_author_max: self.config.retained_bytes_per_peer_max,
+        };
+        if publish.retain
+            && let Err(full) = realm.retained.fits(topic, &publish, room)
+        {
+            self.stats.over_limit += 1;
+            let reason = full.to_string();
+            return self.refuse(now, source, topic, &publish, RefusalCode::Limit, &reason);
         }
-        if publish.qos1 && realm.ack_stream(&key, self.config.streams_max).is_none() {
-            let reason = "the realm has as many streams of messages as it may";
+        if publish.qos1 && realm.ack_stream(&key, &self.config).is_none() {
+            self.stats.over_limit += 1;
+            let reason = "as many streams of messages with QoS 1 are under way as may be";
             return self.refuse(now, source, topic, &publish, RefusalCode::Limit, reason);
         }
         if publish.qos1 {
@@ -266,7 +288,7 @@ impl Node {
         let qos1 = publish.qos1;
         if qos1 {
             let last = publish.first + u64::from(publish.count) - 1;
-            let Some(stream) = realm.ack_stream(&key, self.config.streams_max) else { return };
+            let Some(stream) = realm.ack_stream(&key, &self.config) else { return };
             stream.link = source.link();
             stream.accepted = stream.accepted.max(last);
             realm.dirty.insert(key.clone());
@@ -298,7 +320,7 @@ impl Node {
         if publish.retain {
             let kept = last_of(&publish);
             // there is room: that was checked before anything was promised
-            realm.retained.set(topic, kept, self.config.retained_bytes_max).ok();
+            realm.retained.set(topic, kept);
         }
         let route = realm.route(topic, unix);
         let own =
@@ -365,6 +387,7 @@ impl Node {
             None => Cargo::AtMostOnce {
                 messages: publish.count,
                 droppable: policy == SlowPolicy::DropOldest,
+                publisher: publish.publisher.into(),
             },
         };
         self.stats.messages_out += u64::from(publish.count);
@@ -636,6 +659,7 @@ impl Node {
         }
         let dirty = &realm.dirty;
         realm.acks.retain(|key, stream| !stream.outstanding.is_empty() || dirty.contains(key));
+        realm.count_acks();
         if !realm.acks.is_empty() {
             self.timers.set_if_unset(Timer::Ring(tag), now + limits::RING_AGE_MAX);
         }
@@ -722,7 +746,7 @@ impl Node {
         }
         let Some(topic) = realm.topic(topic.as_bytes()) else { return };
         let key = StreamKey { publisher: link.peer, epoch: link.hello.instance, topic };
-        let Some(stream) = realm.ack_stream(&key, self.config.streams_max) else { return };
+        let Some(stream) = realm.ack_stream(&key, &self.config) else { return };
         stream.link = Some(link_id);
         stream.expected = Some(receivers);
         self.timers.set_if_unset(Timer::Ring(tag), now + limits::RING_AGE_MAX);
@@ -860,7 +884,8 @@ impl Node {
             self.send_control(now, link, &Message::Expect { realm: tag, topic, receivers });
         }
         for (topic, publish) in replay {
-            let cargo = Cargo::AtMostOnce { messages: publish.count, droppable: false };
+            let (messages, publisher) = (publish.count, publish.publisher.into());
+            let cargo = Cargo::AtMostOnce { messages, droppable: false, publisher };
             self.send_publish(now, link, &topic, &publish, None, cargo);
         }
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rand_core::Rng;
 
-use super::api::{Config, Qos, SubscribeOptions};
+use super::api::{Config, Qos, Role, SubscribeOptions};
+use super::bucket::Bucket;
 use super::calls::Callee;
 use super::session::{Session, SessionId};
 use crate::SeededMap;
@@ -162,6 +163,13 @@ pub(super) struct Realm {
     pub(super) unconfirmed_bytes: usize,
     pub(super) locals: BTreeMap<SubscriptionId, LocalSubscription>,
     pub(super) providers: BTreeMap<ProcedureName, Providers<Callee>>,
+    /// A router: subscriptions and registrations of peers, open calls, and what came in.
+    pub(super) peer_subscriptions: usize,
+    pub(super) peer_registrations: usize,
+    pub(super) open_calls: usize,
+    pub(super) received: Bucket,
+    /// How many `acks` each publisher has.
+    ack_counts: BTreeMap<EndpointId, usize>,
 }
 
 impl Realm {
@@ -175,7 +183,14 @@ impl Realm {
             revocations: Revocations::default(),
             trie: Trie::default(),
             routes: SeededMap::with_hasher(SeededState::from_rng(rng)),
-            seen: SeenTable::new(config.streams_max, SeededState::from_rng(rng)),
+            seen: SeenTable::new(
+                config.streams_max,
+                match config.role {
+                    Role::Router => config.streams_per_peer_max,
+                    Role::Leaf => config.streams_max,
+                },
+                SeededState::from_rng(rng),
+            ),
             ring: Ring::default(),
             acks: BTreeMap::new(),
             dirty: BTreeSet::new(),
@@ -186,6 +201,19 @@ impl Realm {
             unconfirmed_bytes: 0,
             locals: BTreeMap::new(),
             providers: BTreeMap::new(),
+            peer_subscriptions: 0,
+            peer_registrations: 0,
+            open_calls: 0,
+            received: Bucket::new(Time::START),
+            ack_counts: BTreeMap::new(),
+        }
+    }
+
+    /// Counts again whose QoS 1 streams are under way, after some were forgotten.
+    pub(super) fn count_acks(&mut self) {
+        self.ack_counts.clear();
+        for key in self.acks.keys() {
+            *self.ack_counts.entry(key.publisher).or_default() += 1;
         }
     }
 
@@ -269,14 +297,19 @@ impl Realm {
         (peers.count() + route.locals.len()) as u32
     }
 
-    /// The account of a QoS 1 stream; `None` when the realm has as many as it may.
+    /// The account of a QoS 1 stream; `None` when the realm or the publisher has as many as it may.
     pub(super) fn ack_stream(
         &mut self,
         key: &StreamKey,
-        streams_max: usize,
+        config: &Config,
     ) -> Option<&mut AckStream> {
-        if self.acks.len() >= streams_max && !self.acks.contains_key(key) {
-            return None;
+        if !self.acks.contains_key(key) {
+            let of_publisher = self.ack_counts.entry(key.publisher).or_default();
+            if self.acks.len() >= config.streams_max || *of_publisher >= config.streams_per_peer_max
+            {
+                return None;
+            }
+            *of_publisher += 1;
         }
         Some(self.acks.entry(key.clone()).or_insert_with(|| AckStream {
             link: None,

@@ -9,7 +9,9 @@ use crate::limits;
 use crate::pubsub::seen::{NewMessages, StreamKey};
 use crate::pubsub::{Pattern, Topic};
 use crate::time::Time;
-use crate::wire::message::{Message, Publish, RefusalCode, Register, SlowPolicy, Subscribe};
+use crate::wire::message::{
+    CloseCode, Message, Publish, RefusalCode, Register, SlowPolicy, Subscribe,
+};
 use crate::wire::{self, Channel};
 
 /// Streams that a `LatestOnly` subscription remembers; beyond, it starts afresh.
@@ -57,7 +59,7 @@ impl Node {
                 let retained: Vec<(Topic, Publish)> = realm
                     .filter(|_| !options.skip_retained)
                     .map(|realm| {
-                        let found = realm.retained.matching(|topic| pattern.matches(topic));
+                        let found = realm.retained.matching(&pattern);
                         found.map(|(topic, publish)| (topic.clone(), publish.clone())).collect()
                     })
                     .unwrap_or_default();
@@ -172,7 +174,9 @@ impl Node {
     pub(super) fn on_subscribe(&mut self, now: Time, link_id: LinkId, subscribe: Subscribe) {
         let tag = subscribe.realm;
         let number = subscribe.subscription;
-        let result = self.admit_subscription(link_id, &subscribe);
+        let result = self
+            .charge_change(now, link_id)
+            .and_then(|()| self.admit_subscription(link_id, &subscribe));
         let (refusal, pattern, was_known) = match result {
             Ok((pattern, was_known)) => (None, Some(pattern), was_known),
             Err(refusal) => (Some(refusal), None, false),
@@ -216,8 +220,14 @@ impl Node {
         };
         let key = (tag, subscribe.subscription);
         let known = session.subscriptions.get(&key).cloned();
+        let is_new = known.is_none();
         if known.is_none() && session.subscriptions.len() >= max {
             let text = format!("a link may have {max} subscriptions");
+            return Err((RefusalCode::Limit, text));
+        }
+        if known.is_none() && realm.peer_subscriptions >= self.config.subscriptions_per_realm_max {
+            self.stats.over_limit += 1;
+            let text = "the realm has as many subscriptions as it may".to_owned();
             return Err((RefusalCode::Limit, text));
         }
         let same = known.as_ref() == Some(&(pattern.clone(), subscribe.policy));
@@ -233,6 +243,7 @@ impl Node {
             };
             realm.trie.insert(&pattern, target);
             realm.forget_routes();
+            realm.peer_subscriptions += usize::from(is_new);
             session.subscriptions.insert(key, (pattern.clone(), subscribe.policy));
         }
         Ok((pattern, same))
@@ -284,7 +295,8 @@ impl Node {
         };
         let retained: Vec<Publish> = realm
             .retained
-            .matching(|topic| pattern.matches(topic) && may_receive(topic))
+            .matching(pattern)
+            .filter(|(topic, _)| may_receive(topic))
             .map(|(_, publish)| publish.clone())
             .collect();
         let mut left_out = 0;
@@ -298,11 +310,13 @@ impl Node {
                 left_out += 1;
                 continue;
             }
+            let author = publish.publisher;
             let frame = wire::encode(&Message::Retained { subscription, publish });
             if is_large {
                 self.push_plain(now, link_id, Channel::Bulk, frame);
             } else {
-                let cargo = Cargo::AtMostOnce { messages: 1, droppable: true };
+                let (messages, publisher) = (1, author.into());
+                let cargo = Cargo::AtMostOnce { messages, droppable: true, publisher };
                 self.push(now, link_id, Channel::Lane(lane), Queued { frame, cargo });
             }
         }
@@ -311,7 +325,7 @@ impl Node {
 
     pub(super) fn on_unsubscribe(
         &mut self,
-        _now: Time,
+        now: Time,
         link_id: LinkId,
         tag: RealmTag,
         subscription: u32,
@@ -322,6 +336,11 @@ impl Node {
         let Some(session) = self.sessions.get_mut(&session_id) else { return };
         let key = (tag, subscription);
         let Some((pattern, policy)) = session.subscriptions.remove(&key) else { return };
+        if self.charge_change(now, link_id).is_err() {
+            let reason = "changes its subscriptions too fast";
+            self.close_link(now, link_id, CloseCode::Limit, reason);
+        }
+        let Some(session) = self.sessions.get_mut(&session_id) else { return };
         if session.resumed.remove(&key) {
             let (peer, left) = (session.peer, session.resumed_patterns(tag));
             self.expect_fewer(tag, peer, std::slice::from_ref(&pattern), &left);
@@ -330,6 +349,7 @@ impl Node {
             realm
                 .trie
                 .remove(&pattern, &Target::Peer { session: session_id, subscription, policy });
+            realm.peer_subscriptions -= 1;
             realm.forget_routes();
         }
     }

@@ -18,17 +18,24 @@ pub(super) enum Timer {
     Session(SessionId),
     Ring(RealmTag),
     Grace(RealmTag),
+    Rate(LinkId),
+    RealmRate(RealmTag),
     /// The first permit ends.
     Permits,
 }
 
 impl Timer {
+    const fn is_session(self) -> bool {
+        matches!(self, Self::Session(_))
+    }
+
     const fn kind(self) -> TimerKind {
         match self {
             Self::Handshake(_) => TimerKind::Handshake,
             Self::Probe(_) | Self::Watch(_) => TimerKind::Probe,
             Self::Stall(_) => TimerKind::Stall,
             Self::Deadline(_) => TimerKind::Deadline,
+            Self::Rate(_) | Self::RealmRate(_) => TimerKind::Rate,
             Self::Permits => TimerKind::Permit,
             Self::Session(_) | Self::Ring(_) | Self::Grace(_) => TimerKind::Ring,
         }
@@ -40,6 +47,8 @@ impl Timer {
 pub(super) struct Timers {
     due: BTreeSet<(Time, Timer)>,
     at: BTreeMap<Timer, Time>,
+    /// How many are sessions.
+    sessions: usize,
 }
 
 impl Timers {
@@ -50,6 +59,8 @@ impl Timers {
                 return;
             }
             self.due.remove(&(old, timer));
+        } else {
+            self.sessions += usize::from(timer.is_session());
         }
         self.due.insert((at, timer));
     }
@@ -64,7 +75,21 @@ impl Timers {
     pub(super) fn clear(&mut self, timer: Timer) {
         if let Some(old) = self.at.remove(&timer) {
             self.due.remove(&(old, timer));
+            self.sessions -= usize::from(timer.is_session());
         }
+    }
+
+    /// Sessions that wait for their peers to return.
+    pub(super) const fn count_sessions(&self) -> usize {
+        self.sessions
+    }
+
+    /// The session that has waited longest.
+    pub(super) fn first_session(&self) -> Option<SessionId> {
+        self.due.iter().find_map(|(_, timer)| match timer {
+            Timer::Session(session) => Some(*session),
+            _ => None,
+        })
     }
 
     /// Takes one timer that is due at `now`.
@@ -75,6 +100,7 @@ impl Timers {
         }
         self.due.pop_first();
         self.at.remove(&timer);
+        self.sessions -= usize::from(timer.is_session());
         Some(timer)
     }
 

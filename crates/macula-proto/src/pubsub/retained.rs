@@ -1,8 +1,10 @@
 //! Retained messages: the last message of a topic, for those who come later.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
-use super::Topic;
+use super::{Pattern, Topic};
+use crate::id::EndpointId;
 use crate::wire::message::Publish;
 
 /// The retained messages of one realm.
@@ -10,48 +12,97 @@ use crate::wire::message::Publish;
 pub struct Retained {
     messages: BTreeMap<Topic, Publish>,
     bytes: usize,
+    by_author: BTreeMap<EndpointId, usize>,
+}
+
+/// How much may be retained, bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct RetainedRoom {
+    /// In the realm.
+    pub bytes_max: usize,
+    /// Of one publisher in the realm.
+    pub bytes_per_author_max: usize,
 }
 
 /// There is no room for another retained message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetainedFull;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RetainedFull {
+    /// The realm has as much as it may.
+    #[error("the realm's retained messages use all the room they may")]
+    Realm,
+    /// The publisher has as much as it may.
+    #[error("this publisher's retained messages use all the room they may in the realm")]
+    Author,
+}
 
 impl Retained {
-    /// Keeps `publish` (one message) as the topic's retained one; an empty body removes it.
-    pub fn set(
-        &mut self,
-        topic: &Topic,
-        publish: Publish,
-        bytes_max: usize,
-    ) -> Result<(), RetainedFull> {
-        let old = self.messages.get(topic).map_or(0, |old| cost(topic, old.body.len()));
+    /// Keeps `publish` (one message) as the topic's retained one; an empty body removes it. Whether
+    /// there is room was asked before.
+    pub fn set(&mut self, topic: &Topic, publish: Publish) {
+        if let Some(old) = self.messages.remove(topic) {
+            let bytes = cost(topic, old.body.len());
+            self.bytes -= bytes;
+            if let Some(of_author) = self.by_author.get_mut(&old.publisher) {
+                *of_author -= bytes;
+                if *of_author == 0 {
+                    self.by_author.remove(&old.publisher);
+                }
+            }
+        }
         if publish.body.is_empty() {
-            self.messages.remove(topic);
-            self.bytes -= old;
+            return;
+        }
+        let bytes = cost(topic, publish.body.len());
+        self.bytes += bytes;
+        *self.by_author.entry(publish.publisher).or_default() += bytes;
+        self.messages.insert(topic.clone(), publish);
+    }
+
+    /// Whether `publish` may become the topic's retained message. For a batch the answer is on the
+    /// safe side.
+    ///
+    /// # Errors
+    /// Which room is used up.
+    pub fn fits(
+        &self,
+        topic: &Topic,
+        publish: &Publish,
+        room: RetainedRoom,
+    ) -> Result<(), RetainedFull> {
+        if publish.body.is_empty() {
             return Ok(());
         }
-        let bytes = self.bytes - old + cost(topic, publish.body.len());
-        if bytes > bytes_max {
-            return Err(RetainedFull);
+        let new = cost(topic, publish.body.len());
+        let old = self.messages.get(topic);
+        let replaced = old.map_or(0, |old| cost(topic, old.body.len()));
+        if self.bytes - replaced + new > room.bytes_max {
+            return Err(RetainedFull::Realm);
         }
-        self.bytes = bytes;
-        self.messages.insert(topic.clone(), publish);
+        let author = &publish.publisher;
+        let own = old.filter(|old| old.publisher == *author).map_or(0, |_| replaced);
+        let of_author = self.by_author.get(author).copied().unwrap_or_default();
+        if of_author - own + new > room.bytes_per_author_max {
+            return Err(RetainedFull::Author);
+        }
         Ok(())
     }
 
-    /// Whether a message with so long a body may become the topic's retained one. With the body of
-    /// a whole batch the answer is on the safe side.
-    pub fn fits(&self, topic: &Topic, body_bytes: usize, bytes_max: usize) -> bool {
-        let old = self.messages.get(topic).map_or(0, |old| cost(topic, old.body.len()));
-        body_bytes == 0 || self.bytes - old + cost(topic, body_bytes) <= bytes_max
-    }
-
-    /// The retained messages of the topics that satisfy `matches`.
+    /// The retained messages of the topics that a pattern matches.
     pub fn matching<'a>(
         &'a self,
-        matches: impl Fn(&Topic) -> bool + 'a,
+        pattern: &'a Pattern,
     ) -> impl Iterator<Item = (&'a Topic, &'a Publish)> {
-        self.messages.iter().filter(move |(topic, _)| matches(topic))
+        let prefix = pattern.literal_prefix();
+        // `a.b.**` also matches `a.b`, and `a.b` may stand before its children
+        self.messages
+            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
+            .take_while(move |(topic, _)| topic.as_str().starts_with(prefix))
+            .filter(move |(topic, _)| pattern.matches(topic))
+    }
+
+    /// What all of them take, bytes, with what it costs to keep them.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// How many topics have one.

@@ -249,37 +249,87 @@ pub struct StreamKey {
 /// What a node has seen of many streams; the one used longest ago makes room for a new one.
 ///
 /// A forgotten stream that goes on is a first contact again: nothing of it is lost, but a
-/// duplicate from before is not recognised. Whoever can open streams at will can push others
-/// out, so the capacity is a matter of the sum of all peers' limits.
+/// duplicate from before is not recognised. Whoever opens more streams than one publisher may pushes
+/// out its own.
 pub struct SeenTable {
     index: SeededMap<StreamKey, u32>,
-    /// Never shrinks; a list by last use runs through it.
+    /// Never shrinks; two lists by last use run through it.
     slots: Vec<Slot>,
-    newest: u32,
-    oldest: u32,
+    /// The list of all.
+    all: Ends,
+    /// The list of each publisher, and how long it is.
+    own: SeededMap<EndpointId, (Ends, usize)>,
     capacity: usize,
+    per_publisher: usize,
     evicted: u64,
 }
 
 struct Slot {
     key: StreamKey,
     seen: Seen,
+    /// Neighbours among all, and among those of the publisher.
+    all: Neighbours,
+    own: Neighbours,
+}
+
+/// Ends a list by last use.
+const NOWHERE: u32 = u32::MAX;
+
+#[derive(Clone, Copy)]
+struct Neighbours {
     newer: u32,
     older: u32,
 }
 
-/// Ends the list by last use.
-const NOWHERE: u32 = u32::MAX;
+#[derive(Clone, Copy)]
+struct Ends {
+    newest: u32,
+    oldest: u32,
+}
+
+impl Ends {
+    const EMPTY: Self = Self { newest: NOWHERE, oldest: NOWHERE };
+
+    /// Takes a slot out of the list that `of` names.
+    fn unlink(&mut self, slots: &mut [Slot], of: fn(&mut Slot) -> &mut Neighbours, slot: u32) {
+        let Some(&mut Neighbours { newer, older }) = slots.get_mut(slot as usize).map(of) else {
+            return;
+        };
+        match slots.get_mut(newer as usize).map(of) {
+            Some(neighbour) => neighbour.older = older,
+            None => self.newest = older,
+        }
+        match slots.get_mut(older as usize).map(of) {
+            Some(neighbour) => neighbour.newer = newer,
+            None => self.oldest = newer,
+        }
+    }
+
+    /// Puts a slot at the new end of the list that `of` names.
+    fn link_newest(&mut self, slots: &mut [Slot], of: fn(&mut Slot) -> &mut Neighbours, slot: u32) {
+        let older = self.newest;
+        if let Some(place) = slots.get_mut(slot as usize).map(of) {
+            *place = Neighbours { newer: NOWHERE, older };
+        }
+        match slots.get_mut(older as usize).map(of) {
+            Some(neighbour) => neighbour.newer = slot,
+            None => self.oldest = slot,
+        }
+        self.newest = slot;
+    }
+}
 
 impl SeenTable {
-    /// Remembers up to `capacity` streams (at least 1), about 200 bytes each.
-    pub fn new(capacity: usize, hasher: SeededState) -> Self {
+    /// Remembers up to `capacity` streams (at least 1), about 200 bytes each, and of one publisher
+    /// up to `per_publisher` (at least 1).
+    pub fn new(capacity: usize, per_publisher: usize, hasher: SeededState) -> Self {
         Self {
             index: SeededMap::with_hasher(hasher),
             slots: Vec::new(),
-            newest: NOWHERE,
-            oldest: NOWHERE,
+            all: Ends::EMPTY,
+            own: SeededMap::with_hasher(hasher),
             capacity: capacity.clamp(1, NOWHERE as usize),
+            per_publisher: per_publisher.max(1),
             evicted: 0,
         }
     }
@@ -293,9 +343,13 @@ impl SeenTable {
     pub fn touch(&mut self, key: &StreamKey) -> &mut Seen {
         let slot = match self.index.get(key) {
             Some(&slot) => {
-                if slot != self.newest {
-                    self.unlink(slot);
-                    self.link_newest(slot);
+                if slot != self.all.newest {
+                    self.all.unlink(&mut self.slots, |slot| &mut slot.all, slot);
+                    self.all.link_newest(&mut self.slots, |slot| &mut slot.all, slot);
+                    if let Some((own, _)) = self.own.get_mut(&key.publisher) {
+                        own.unlink(&mut self.slots, |slot| &mut slot.own, slot);
+                        own.link_newest(&mut self.slots, |slot| &mut slot.own, slot);
+                    }
                 }
                 slot
             }
@@ -326,49 +380,49 @@ impl SeenTable {
     }
 
     fn insert(&mut self, key: &StreamKey) -> u32 {
-        let fresh =
-            Slot { key: key.clone(), seen: Seen::default(), newer: NOWHERE, older: NOWHERE };
-        let slot = if self.slots.len() < self.capacity {
-            self.slots.push(fresh);
-            (self.slots.len() - 1) as u32
-        } else {
-            let slot = self.oldest;
-            self.unlink(slot);
-            if let Some(place) = self.slots.get_mut(slot as usize) {
-                let forgotten = std::mem::replace(place, fresh);
-                self.index.remove(&forgotten.key);
-                self.evicted += 1;
-            }
-            slot
+        let own = self.own.get(&key.publisher);
+        let victim = match own {
+            Some((own, count)) if *count >= self.per_publisher => Some(own.oldest),
+            _ if self.slots.len() >= self.capacity => Some(self.all.oldest),
+            _ => None,
         };
-        self.link_newest(slot);
+        let neighbours = Neighbours { newer: NOWHERE, older: NOWHERE };
+        let fresh =
+            Slot { key: key.clone(), seen: Seen::default(), all: neighbours, own: neighbours };
+        let slot = match victim {
+            Some(slot) => {
+                self.forget(slot);
+                if let Some(place) = self.slots.get_mut(slot as usize) {
+                    *place = fresh;
+                }
+                slot
+            }
+            None => {
+                self.slots.push(fresh);
+                (self.slots.len() - 1) as u32
+            }
+        };
+        self.all.link_newest(&mut self.slots, |slot| &mut slot.all, slot);
+        let (own, count) = self.own.entry(key.publisher).or_insert((Ends::EMPTY, 0));
+        own.link_newest(&mut self.slots, |slot| &mut slot.own, slot);
+        *count += 1;
         self.index.insert(key.clone(), slot);
         slot
     }
 
-    fn unlink(&mut self, slot: u32) {
-        let Some(&Slot { newer, older, .. }) = self.slots.get(slot as usize) else { return };
-        match self.slots.get_mut(newer as usize) {
-            Some(neighbour) => neighbour.older = older,
-            None => self.newest = older,
+    /// Takes a slot out of everything, so that it can be used again.
+    fn forget(&mut self, slot: u32) {
+        self.all.unlink(&mut self.slots, |slot| &mut slot.all, slot);
+        let Some(key) = self.slots.get(slot as usize).map(|slot| slot.key.clone()) else { return };
+        if let Some((own, count)) = self.own.get_mut(&key.publisher) {
+            own.unlink(&mut self.slots, |slot| &mut slot.own, slot);
+            *count -= 1;
+            if *count == 0 {
+                self.own.remove(&key.publisher);
+            }
         }
-        match self.slots.get_mut(older as usize) {
-            Some(neighbour) => neighbour.newer = newer,
-            None => self.oldest = newer,
-        }
-    }
-
-    fn link_newest(&mut self, slot: u32) {
-        let older = self.newest;
-        if let Some(place) = self.slots.get_mut(slot as usize) {
-            place.newer = NOWHERE;
-            place.older = older;
-        }
-        match self.slots.get_mut(older as usize) {
-            Some(neighbour) => neighbour.newer = slot,
-            None => self.oldest = slot,
-        }
-        self.newest = slot;
+        self.index.remove(&key);
+        self.evicted += 1;
     }
 }
 
@@ -644,8 +698,29 @@ mod tests {
     }
 
     fn table(capacity: usize) -> SeenTable {
+        table_for(capacity, capacity)
+    }
+
+    fn table_for(capacity: usize, per_publisher: usize) -> SeenTable {
         let mut rng = rand_pcg::Pcg64::seed_from_u64(7);
-        SeenTable::new(capacity, SeededState::from_rng(&mut rng))
+        SeenTable::new(capacity, per_publisher, SeededState::from_rng(&mut rng))
+    }
+
+    #[test]
+    fn who_opens_too_many_streams_pushes_out_its_own() {
+        let mut table = table_for(4, 2);
+        let stream = |publisher, epoch| StreamKey { epoch, ..key(publisher) };
+        table.touch(&stream(1, 1));
+        table.touch(&stream(1, 2));
+        for epoch in 1..=5 {
+            table.touch(&stream(2, epoch));
+        }
+        table.touch(&stream(1, 1));
+        let known = |publisher, epoch| table.peek(&stream(publisher, epoch)).is_some();
+        assert!(known(1, 1) && known(1, 2) && known(2, 4) && known(2, 5));
+        assert_eq!((table.len(), table.evicted()), (4, 3));
+        table.touch(&stream(1, 3));
+        assert!(table.peek(&stream(1, 2)).is_none() && table.peek(&stream(1, 1)).is_some());
     }
 
     #[test]

@@ -111,6 +111,13 @@ impl Pattern {
         segments.next().is_none()
     }
 
+    /// What every topic that it matches begins with: the text before the first wildcard, without
+    /// the dot.
+    pub fn literal_prefix(&self) -> &str {
+        let prefix = self.0.split('*').next().unwrap_or_default();
+        prefix.strip_suffix('.').unwrap_or(prefix)
+    }
+
     /// Whether it has no wildcard and so matches one topic only.
     pub fn is_literal(&self) -> bool {
         !self.0.as_bytes().contains(&b'*')

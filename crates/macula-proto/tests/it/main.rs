@@ -9,6 +9,7 @@ mod grants;
 mod handshake;
 mod pubsub;
 mod qos1;
+mod quota;
 mod rpc;
 mod scripts;
 mod slow;
