@@ -35,6 +35,8 @@ pub struct GatewayConfig {
     pub realms: Vec<String>,
     /// Limits of memory and patience.
     pub limits: Limits,
+    /// What one peer and one realm may take, and all together.
+    pub quotas: Quotas,
     /// What happens on SIGTERM.
     pub drain: Drain,
 }
@@ -94,6 +96,47 @@ pub struct Limits {
     pub successor_grace: Duration,
 }
 
+/// Quotas: what one peer and one realm may take from others, and what all may take together. Who
+/// sends faster than it may is read later; who wants more than it may is refused with the reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Quotas {
+    /// What the gateway may hold for its peers in queues, rings, retained messages and open calls,
+    /// bytes. Beyond it the link that holds the most is closed, and publishes, calls and links are
+    /// refused. Not counted: about 100 KiB a link, and what QUIC buffers. Default 1 GiB; 1 MiB to
+    /// 1 TiB.
+    #[serde(with = "human::size")]
+    pub memory_max: usize,
+    /// Largest message. Default 8 MiB; 1 KiB to 8 MiB.
+    #[serde(with = "human::size")]
+    pub message_bytes_max: usize,
+    /// What one peer may send a second, bytes, its control messages apart. Default 0: no limit.
+    #[serde(with = "human::size")]
+    pub bytes_per_second_per_peer: usize,
+    /// What all peers may publish in one realm a second, bytes. Default 0: no limit.
+    #[serde(with = "human::size")]
+    pub bytes_per_second_per_realm: usize,
+    /// Changes of subscriptions and registrations by one peer a second, beyond a burst of twice all
+    /// that it may have. Default 1,000; 1 to 1,000,000.
+    pub changes_per_second: u64,
+    /// Retained messages of one peer in one realm, bytes. Default 16 MiB; 1 KiB to 64 GiB.
+    #[serde(with = "human::size")]
+    pub retained_bytes_per_peer_max: usize,
+    /// As `limits.streams_max`, for one peer. Default 32,768; 16 to 100,000,000.
+    pub streams_per_peer_max: usize,
+    /// Peers in one realm. Default 16,384; 1 to 1,000,000.
+    pub peers_per_realm_max: usize,
+    /// Subscriptions of all peers in one realm. Default 1,000,000; 1 to 100,000,000.
+    pub subscriptions_per_realm_max: usize,
+    /// Registered procedures of all peers in one realm. Default 100,000; 1 to 100,000,000.
+    pub registrations_per_realm_max: usize,
+    /// Calls open at once in one realm. Default 131,072; 1 to 100,000,000.
+    pub calls_per_realm_max: usize,
+    /// Peers without a link whose sessions wait for them. Default 16,384; 0 to 1,000,000.
+    pub sessions_detached_max: usize,
+}
+
 /// Draining: on SIGTERM the gateway refuses new work, tells its peers, and ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -115,6 +158,7 @@ impl Default for GatewayConfig {
             key: None,
             realms: Vec::new(),
             limits: Limits::default(),
+            quotas: Quotas::default(),
             drain: Drain::default(),
         }
     }
@@ -138,6 +182,25 @@ impl Default for Limits {
             stall_timeout: Duration::from_secs(10),
             probe_interval: Duration::from_secs(10),
             successor_grace: Duration::from_secs(12),
+        }
+    }
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Self {
+            memory_max: 1 << 30,
+            message_bytes_max: 8 << 20,
+            bytes_per_second_per_peer: 0,
+            bytes_per_second_per_realm: 0,
+            changes_per_second: 1_000,
+            retained_bytes_per_peer_max: 16 << 20,
+            streams_per_peer_max: 32_768,
+            peers_per_realm_max: 16_384,
+            subscriptions_per_realm_max: 1_000_000,
+            registrations_per_realm_max: 100_000,
+            calls_per_realm_max: 131_072,
+            sessions_detached_max: 16_384,
         }
     }
 }
@@ -231,6 +294,23 @@ impl GatewayConfig {
         check_span("limits.stall_timeout", l.stall_timeout, second, minutes)?;
         check_span("limits.probe_interval", l.probe_interval, second, minutes)?;
         check_span("limits.successor_grace", l.successor_grace, Duration::ZERO, minutes)?;
+        let q = &self.quotas;
+        check_size("quotas.memory_max", q.memory_max, 1 << 20, 1 << 40)?;
+        check_size("quotas.message_bytes_max", q.message_bytes_max, 1 << 10, 8 << 20)?;
+        let changes = usize::try_from(q.changes_per_second).unwrap_or(usize::MAX);
+        check_count("quotas.changes_per_second", changes, 1, 1_000_000)?;
+        let retained = q.retained_bytes_per_peer_max;
+        check_size("quotas.retained_bytes_per_peer_max", retained, 1 << 10, 64 << 30)?;
+        for (field, value, min, max) in [
+            ("quotas.streams_per_peer_max", q.streams_per_peer_max, 16, 100_000_000),
+            ("quotas.peers_per_realm_max", q.peers_per_realm_max, 1, 1_000_000),
+            ("quotas.subscriptions_per_realm_max", q.subscriptions_per_realm_max, 1, 100_000_000),
+            ("quotas.registrations_per_realm_max", q.registrations_per_realm_max, 1, 100_000_000),
+            ("quotas.calls_per_realm_max", q.calls_per_realm_max, 1, 100_000_000),
+            ("quotas.sessions_detached_max", q.sessions_detached_max, 0, 1_000_000),
+        ] {
+            check_count(field, value, min, max)?;
+        }
         let drain = &self.drain;
         check_span("drain.reconnect_window", drain.reconnect_window, Duration::ZERO, minutes)?;
         check_span("drain.timeout", drain.timeout, Duration::from_millis(100), minutes)?;

@@ -239,6 +239,19 @@ fn set_limits(core: &mut CoreConfig, config: &GatewayConfig) {
     core.stall_timeout = limits.stall_timeout;
     core.probe_interval = limits.probe_interval;
     core.successor_grace = limits.successor_grace;
+    let quotas = &config.quotas;
+    core.memory_bytes_max = quotas.memory_max;
+    core.message_bytes_max = quotas.message_bytes_max;
+    core.bytes_per_second_per_peer = quotas.bytes_per_second_per_peer as u64;
+    core.bytes_per_second_per_realm = quotas.bytes_per_second_per_realm as u64;
+    core.changes_per_second = quotas.changes_per_second;
+    core.retained_bytes_per_peer_max = quotas.retained_bytes_per_peer_max;
+    core.streams_per_peer_max = quotas.streams_per_peer_max;
+    core.peers_per_realm_max = quotas.peers_per_realm_max;
+    core.subscriptions_per_realm_max = quotas.subscriptions_per_realm_max;
+    core.registrations_per_realm_max = quotas.registrations_per_realm_max;
+    core.calls_per_realm_max = quotas.calls_per_realm_max;
+    core.sessions_detached_max = quotas.sessions_detached_max;
 }
 
 /// The key file; the Macula directory exists afterwards if it is the default one.

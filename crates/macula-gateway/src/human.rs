@@ -66,6 +66,7 @@ pub fn parse_size(text: &str) -> Result<usize, HumanError> {
         "MiB" => 1 << 20,
         "GB" => 1_000_000_000,
         "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
         _ => return Err(wrong()),
     };
     let number: usize = number.parse().map_err(|_| wrong())?;
@@ -74,7 +75,9 @@ pub fn parse_size(text: &str) -> Result<usize, HumanError> {
 
 /// Writes a size in the largest binary unit that keeps it whole.
 pub fn format_size(size_bytes: usize) -> String {
-    for (unit, factor) in [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1usize << 10)] {
+    for (unit, factor) in
+        [("TiB", 1usize << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)]
+    {
         if size_bytes >= factor && size_bytes.is_multiple_of(factor) {
             return format!("{}{unit}", size_bytes / factor);
         }
