@@ -6,8 +6,15 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Each crate may use those before it.
-const LINE: [&str; 6] =
-    ["macula-proto", "macula-nat", "macula-transport", "macula", "macula-gateway", "macula-cli"];
+const LINE: [&str; 7] = [
+    "macula-proto",
+    "macula-grant",
+    "macula-nat",
+    "macula-transport",
+    "macula",
+    "macula-gateway",
+    "macula-cli",
+];
 /// Tools beside the line, and the last crate of the line that each may use.
 const TOOLS: [(&str, &str); 2] = [("macula-sim", "macula-nat"), ("macula-natlab", "macula")];
 /// A tool that a crate of the line may use, as an exception.
