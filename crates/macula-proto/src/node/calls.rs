@@ -345,6 +345,9 @@ impl Node {
         } else if new.body.len() > limits::MESSAGE_BYTES_MAX {
             let text = "an argument may have 8 MiB; larger things need a streaming call";
             Some(Self::failure(ErrorClass::Refused, text, false))
+        } else if new.streaming && new.body.len() > limits::LANE_MESSAGE_BYTES_MAX {
+            let text = "the argument of a streaming call may have 64 KiB; send items";
+            Some(Self::failure(ErrorClass::Refused, text, false))
         } else {
             None
         };
@@ -951,6 +954,11 @@ impl Node {
             Ok(body) if waiting > max && body.len() > SMALL_ANSWER_BYTES_MAX => {
                 let text = "the caller does not read the answers to its calls";
                 Err(Self::failure(ErrorClass::Busy, text, false))
+            }
+            // a provider may have sent it on another channel, where it fits
+            Ok(body) if stream.is_some() && body.len() > limits::LANE_MESSAGE_BYTES_MAX => {
+                let text = "the result of a streaming call is larger than 64 KiB";
+                Err(Self::failure(ErrorClass::Internal, text, false))
             }
             result => result,
         };

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use macula_proto::id::{CallId, RequestId};
-use macula_proto::node::{Command, Event, StreamEnd};
-use macula_proto::wire::message::{CallFailure, ErrorClass, ProviderPolicy};
+use macula_proto::node::{Command, Event, Input, StreamEnd};
+use macula_proto::wire::Channel;
+use macula_proto::wire::message::{CallFailure, ErrorClass, Message, ProviderPolicy};
 
-use crate::world::{Who, World, realm};
+use crate::world::{Who, World, raw, realm};
 
 fn failure_of(world: &World, who: Who, call: CallId) -> CallFailure {
     world.result(who, call).expect("the call is done").expect_err("it failed")
@@ -427,6 +428,39 @@ fn items_flow_both_ways_in_order_and_the_result_comes_last() {
 }
 
 #[test]
+fn arguments_and_results_that_no_stream_can_carry_end_the_call_and_no_link() {
+    let mut world = World::new();
+    let router = world.router();
+    let (caller, provider) = (world.leaf(router), world.leaf(router));
+    world.register(provider, "s", 4);
+    world.settle();
+    let large = "x".repeat(macula_proto::limits::LANE_MESSAGE_BYTES_MAX + 1);
+    let call = world.call_with(caller, "s", &large, |spec| spec.streaming = true);
+    assert_eq!(failure_of(&world, caller, call).class, ErrorClass::Refused);
+
+    let call = world.call_with(caller, "s", "", |spec| spec.streaming = true);
+    world.settle();
+    let (request, _) = requests(&world, provider)[0];
+    world.command(provider, Command::Reply { request, result: Ok(Bytes::from(large.clone())) });
+    world.settle();
+    assert_eq!(failure_of(&world, caller, call).class, ErrorClass::Internal);
+
+    // a provider can send the result on a stream of its own, where it fits
+    let call = world.call_with(caller, "s", "", |spec| spec.streaming = true);
+    world.settle();
+    let links = world.node(router).status().links;
+    let link = links.iter().find(|link| link.peer == world.sims[provider].id).unwrap().link;
+    for number in 0..10 {
+        let forged = Message::Reply { call: number, body: Bytes::from(large.clone()) };
+        let frame = raw(&macula_proto::wire::encode(&forged));
+        world.input(router, Input::Frame { link, channel: Channel::Bulk, frame });
+    }
+    world.settle();
+    assert_eq!(failure_of(&world, caller, call).class, ErrorClass::Internal);
+    assert_eq!(world.node(router).status().links.len(), 2);
+}
+
+#[test]
 fn a_streaming_sender_is_told_to_wait() {
     let mut world = World::new();
     let router = world.router();
@@ -440,7 +474,7 @@ fn a_streaming_sender_is_told_to_wait() {
     world.settle();
     let (request, _) = requests(&world, provider)[0];
     let end = StreamEnd::Handler(request);
-    world.input(provider, macula_proto::Input::StreamHandle { end, full: true });
+    world.input(provider, Input::StreamHandle { end, full: true });
     let body = Bytes::from(vec![b'x'; 60_000]);
     let end_here = StreamEnd::Caller(call);
     let mut sent = 0;
@@ -451,7 +485,7 @@ fn a_streaming_sender_is_told_to_wait() {
         world.run_for(Duration::from_millis(1));
         assert!(sent < 500, "nobody says stop");
     }
-    world.input(provider, macula_proto::Input::StreamHandle { end, full: false });
+    world.input(provider, Input::StreamHandle { end, full: false });
     world.settle();
     assert!(world.has(caller, |event| *event == Event::StreamRoom { end: end_here, full: false }));
     let got = world.sims[provider]
