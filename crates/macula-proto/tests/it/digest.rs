@@ -8,7 +8,7 @@ use crate::world::World;
 
 /// A busy little world: everything happens, links break, the router restarts.
 fn run() -> String {
-    let mut world = World::new();
+    let mut world = World::new().digested();
     let router = world.router();
     let leaves: Vec<_> = (0..6).map(|_| world.leaf(router)).collect();
     for (index, leaf) in leaves.iter().enumerate() {

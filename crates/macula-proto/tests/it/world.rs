@@ -77,7 +77,8 @@ pub struct World {
     next_number: u64,
     draining: Draining,
     dirty: Vec<Who>,
-    digest: Sha256,
+    /// A hash over what nodes said, if somebody wants it: it costs more than the nodes.
+    digest: Option<Sha256>,
     pub tune: fn(&mut Config),
     closes_hang: bool,
     /// The realm of everything that is asked for.
@@ -104,7 +105,7 @@ impl World {
             next_number: 1,
             draining: Draining::Eager,
             dirty: Vec::new(),
-            digest: Sha256::new(),
+            digest: None,
             tune: |_| {},
             closes_hang: false,
             realm: realm(),
@@ -114,6 +115,12 @@ impl World {
 
     pub fn lazy(mut self) -> Self {
         self.draining = Draining::Lazy;
+        self
+    }
+
+    /// Keeps a [`World::digest`].
+    pub fn digested(mut self) -> Self {
+        self.digest = Some(Sha256::new());
         self
     }
 
@@ -203,7 +210,7 @@ impl World {
         a
     }
 
-    fn wire_between(&self, a: Who, b: Who) -> Option<usize> {
+    pub fn wire_between(&self, a: Who, b: Who) -> Option<usize> {
         self.wires.iter().rposition(|wire| {
             let [x, y] = &wire.ends;
             wire.up && ((x.who == a && y.who == b) || (x.who == b && y.who == a))
@@ -503,13 +510,13 @@ impl World {
         while let Some(who) = self.dirty.pop() {
             while let Some(node) = &mut self.sims[who].node {
                 if let Some(transmit) = node.poll_transmit() {
-                    self.note(who, &format!("{transmit:?}"));
+                    self.note(who, &transmit);
                     self.transmit(who, transmit);
                 } else if let Some(action) = node.poll_action() {
-                    self.note(who, &format!("{action:?}"));
+                    self.note(who, &action);
                     self.act(who, action);
                 } else if let Some(event) = node.poll_event() {
-                    self.note(who, &format!("{event:?}"));
+                    self.note(who, &event);
                     self.hear(who, event);
                 } else {
                     break;
@@ -518,11 +525,13 @@ impl World {
         }
     }
 
-    fn note(&mut self, who: Who, text: &str) {
+    fn note(&mut self, who: Who, said: &impl std::fmt::Debug) {
         if self.trace {
-            println!("{:?} {who} -> {text}", self.now);
+            println!("{:?} {who} -> {said:?}", self.now);
         }
-        self.digest.update(format!("{:?} {who} {text}", self.now).as_bytes());
+        if let Some(digest) = &mut self.digest {
+            digest.update(format!("{:?} {who} {said:?}", self.now).as_bytes());
+        }
     }
 
     fn transmit(&mut self, who: Who, transmit: Transmit) {
@@ -665,7 +674,8 @@ impl World {
 
     /// A hash over everything that any node has said, with the times.
     pub fn digest(&self) -> String {
-        self.digest.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        let digest = self.digest.clone().expect("a digested world");
+        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
