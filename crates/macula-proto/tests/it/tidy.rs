@@ -16,7 +16,8 @@ const LINE: [&str; 7] = [
     "macula-cli",
 ];
 /// Tools beside the line, and the last crate of the line that each may use.
-const TOOLS: [(&str, &str); 2] = [("macula-sim", "macula-nat"), ("macula-natlab", "macula")];
+const TOOLS: [(&str, &str); 3] =
+    [("macula-fuzz", "macula-proto"), ("macula-sim", "macula-nat"), ("macula-natlab", "macula")];
 /// A tool that a crate of the line may use, as an exception.
 const USED_TOOLS: [(&str, &str); 2] =
     [("macula-cli", "macula-sim"), ("macula-cli", "macula-natlab")];
@@ -63,6 +64,9 @@ fn the_line_runs_one_way() {
     assert!(!is_allowed("macula-proto", "macula-proto"));
     assert!(!is_allowed("macula-sim", "macula-transport"));
     assert!(!is_allowed("macula", "macula-sim"));
+    assert!(is_allowed("macula-fuzz", "macula-proto"));
+    assert!(!is_allowed("macula-fuzz", "macula-transport"));
+    assert!(!is_allowed("macula-cli", "macula-fuzz"));
 }
 
 fn is_allowed(user: &str, used: &str) -> bool {

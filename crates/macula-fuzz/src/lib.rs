@@ -1,0 +1,50 @@
+//! What must hold for any bytes and any script.
+//!
+//! Each function of this crate takes bytes, makes something of them, and panics when a property is
+//! violated. It is the *body* of one fuzz target: `fuzz/` runs it under libFuzzer, this crate's
+//! tests run it on the committed corpus and on random inputs, with an ordinary compiler.
+//!
+//! To add one: a module with the function, its line in [`TARGETS`], a program in
+//! `fuzz/fuzz_targets/` with its entry in `fuzz/Cargo.toml`, and seeds in `tests/it/seeds.rs`. A
+//! test says what was forgotten.
+//!
+//! What this crate does *not* do: depend on a fuzzer, or on anything that reaches a network.
+
+// Private to its crate, which would bring all of QUIC into every fuzz build.
+#[path = "../../macula-transport/src/assemble.rs"]
+mod assemble;
+mod control;
+mod frame;
+mod message;
+mod node;
+mod pattern;
+mod script;
+// Worlds of nodes in virtual time, as the tests of macula-proto know them.
+#[allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "written for tests, in another crate"
+)]
+#[path = "../../macula-proto/tests/it/world.rs"]
+mod world;
+
+pub use control::control;
+pub use frame::frame;
+pub use message::message;
+pub use node::node;
+pub use pattern::pattern;
+
+/// The body of a fuzz target: panics when `data` violates a property.
+pub type Body = fn(data: &[u8]);
+
+/// Every body, by the name of its target.
+pub const TARGETS: [(&str, Body); 5] = [
+    ("frame", frame),
+    ("message", message),
+    ("control", control),
+    ("pattern", pattern),
+    ("node", node),
+];

@@ -1,0 +1,163 @@
+//! The committed corpus, made from the golden frames and by hand.
+//!
+//! `MACULA_WRITE_SEEDS=1 cargo test -p macula-fuzz seeds` writes it anew.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::replay::{fuzz_dir, inputs};
+
+/// Inputs by target and name.
+type Seeds = BTreeMap<(&'static str, String), Vec<u8>>;
+
+#[test]
+fn the_corpus_is_what_the_generator_makes() {
+    let seeds = seeds();
+    if std::env::var_os("MACULA_WRITE_SEEDS").is_some() {
+        drop(std::fs::remove_dir_all(fuzz_dir().join("corpus")));
+        for ((target, name), data) in &seeds {
+            let directory = fuzz_dir().join("corpus").join(target);
+            std::fs::create_dir_all(&directory).unwrap();
+            std::fs::write(directory.join(name), data).unwrap();
+        }
+    }
+    let mut committed = Seeds::new();
+    for (target, _) in macula_fuzz::TARGETS {
+        for (path, data) in inputs("corpus", target) {
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            committed.insert((target, name), data);
+        }
+    }
+    assert!(committed == seeds, "write the corpus anew: see the head of this file");
+}
+
+fn seeds() -> Seeds {
+    let mut seeds = Seeds::new();
+    golden(&mut seeds);
+    for (index, lines) in PATTERNS.iter().enumerate() {
+        seeds.insert(("pattern", format!("hand_{index}")), lines.as_bytes().to_vec());
+    }
+    let deep = ["a"; 32].join(".");
+    let lines = format!("+1{deep}\n{deep}\n{deep}.b\n+2{}\n{}", "x".repeat(255), "x".repeat(256));
+    seeds.insert(("pattern", "deep".to_owned()), lines.into_bytes());
+    for (target, scripts) in [("control", CONTROL), ("node", NODE)] {
+        for (name, choice, steps) in scripts {
+            let data = [&[*choice][..], &steps.concat()].concat();
+            seeds.insert((target, (*name).to_owned()), data);
+        }
+    }
+    seeds
+}
+
+/// Seeds of `frame` and `message` from the golden frames.
+fn golden(seeds: &mut Seeds) {
+    let vectors = concat!(env!("CARGO_MANIFEST_DIR"), "/../../vectors/frames.json");
+    let vectors: Value = serde_json::from_str(&std::fs::read_to_string(vectors).unwrap()).unwrap();
+    let mut streams: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+    let mut channels: BTreeMap<String, u8> = BTreeMap::new();
+    for list in ["valid", "tolerated", "invalid"] {
+        for vector in vectors[list].as_array().unwrap() {
+            let name = vector["name"].as_str().unwrap().to_owned();
+            let bytes = unhex(vector["hex"].as_str().unwrap());
+            let channel = match (vector["channel"].as_str(), vector["same_as"].as_str()) {
+                (Some(channel), _) => channel_choice(channel),
+                (None, Some(same)) => channels[same],
+                (None, None) => panic!("{name}: no channel"),
+            };
+            channels.insert(name.clone(), channel);
+            streams.entry(channel).or_default().extend(&bytes);
+            let [kind, _, _, _, payload @ ..] = &bytes[..] else { continue };
+            let message = [&[channel, *kind][..], payload].concat();
+            seeds.insert(("message", name), message);
+        }
+    }
+    for (channel, stream) in streams {
+        // cut every 8 bytes, and in larger pieces
+        for (name, cuts) in [("small", [7; 4]), ("large", [0, 255, 3, 90])] {
+            let data = [&[channel][..], &cuts, &stream].concat();
+            seeds.insert(("frame", format!("{name}_{channel}")), data);
+        }
+    }
+    for (name, channel, stream) in [
+        ("over_the_limit", 0, &[4, 1, 0, 1][..]),
+        ("announced_giant", 7, &[0x43, 0x80, 0, 0, 1, 2, 3]),
+        ("cut_header", 1, &[0x40, 0, 0]),
+        ("empty_frames", 0, &[0x7f, 0, 0, 0, 0x7f, 0, 0, 0, 4, 0, 0, 0]),
+    ] {
+        let data = [&[channel, 0, 1, 2, 3][..], stream].concat();
+        seeds.insert(("frame", name.to_owned()), data);
+    }
+}
+
+/// The choice that the bodies take for a channel of the vectors.
+fn channel_choice(name: &str) -> u8 {
+    match name {
+        "control" => 0,
+        "bulk" => 7,
+        "stream" => 9,
+        lane => 1 + lane.strip_prefix("lane ").expect("a lane").parse::<u8>().unwrap(),
+    }
+}
+
+fn unhex(hex: &str) -> Vec<u8> {
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+}
+
+const PATTERNS: &[&str] = &[
+    "+1a.*\n+2a.b\n+3**\n+1a.**\na.b\na\nb.c\n-1a.*\na.b\n-3**\n-2a.b\na.b",
+    "+1*.*.c\n+2*.b.*\n+3a.*.*\na.b.c\n-2*.b.*\na.b.c",
+    "+1**.a\n+1a*\n+1***\n+1a..b\n+1.a\n+1a.\n+1\n+1a b\n+1a\u{a0}b\n+1\u{85}\n+1ü.ß\nü.ß\n*",
+    "+1x\n+1x\n+2x\n-1x\nx\n-1x\n-2x\nx",
+];
+
+type Scripts = &'static [(&'static str, u8, &'static [[u8; 4]])];
+
+/// Of the control body: the choice of the node, then steps (see its `step`). `0` says a message of
+/// a kind by its place in `KINDS`, 12 is a wish.
+const CONTROL: Scripts = &[
+    // choice 8: a router with two peers that said hello
+    ("router_publish", 8, &[[0, 0, 0, 1], [32, 1, 2, 4], [10, 0, 1, 9], [0, 16, 1, 16]]),
+    ("router_retained", 8, &[[32, 1, 2, 12], [0, 0, 0, 0x81], [10, 0, 4, 9], [9, 12, 0, 0]]),
+    ("router_bulk", 8, &[[0, 0, 0x10, 4], [32, 24, 2, 0xf4], [10, 0, 7, 0], [0, 17, 0, 0x10]]),
+    ("router_call", 8, &[[0, 3, 0, 0x41], [32, 2, 0, 0x1c], [0, 4, 0, 0x18], [9, 14, 0, 0]]),
+    ("router_stream", 8, &[[0, 3, 0, 0x41], [32, 2, 64, 0x11], [0, 5, 9, 0], [11, 0, 32, 0]]),
+    ("router_joins", 8, &[[0, 6, 2, 1], [0, 0, 2, 1], [0, 12, 2, 1], [0, 8, 0, 0], [7, 0, 0, 0]]),
+    ("router_expects", 8, &[[8, 0, 8, 0], [0, 19, 0, 2], [32, 1, 2, 4], [9, 15, 0, 0]]),
+    ("router_serves", 8, &[[12, 7, 0, 1], [0, 2, 0, 0x1c], [12, 12, 0, 0], [12, 8, 0, 0]]),
+    ("garbage", 8, &[[5, 0, 1, 4], [0, 0, 0, 0], [5, 32, 0x40, 8], [1, 2, 3, 4], [5, 6, 7, 8]]),
+    ("second_hello", 8, &[[8, 0, 0, 0], [6, 0, 0, 0], [8, 64, 2, 0], [9, 15, 0, 0]]),
+    ("silence", 0, &[[6, 0, 0, 0], [6, 1, 0, 0], [9, 15, 0, 0], [9, 15, 0, 0]]),
+    // choice 5: a leaf with one router
+    ("leaf_publish", 5, &[[12, 17, 0, 0], [12, 1, 0, 240], [10, 0, 4, 9], [0, 14, 0, 0x11]]),
+    ("leaf_subscribe", 5, &[[12, 4, 0, 2], [0, 11, 0, 2], [0, 1, 130, 4], [12, 6, 0, 0]]),
+    ("leaf_retained", 5, &[[12, 4, 0, 2], [0, 22, 2, 2], [0, 13, 0, 0x30], [11, 2, 0, 0]]),
+    ("leaf_call", 5, &[[12, 9, 0, 10], [0, 4, 0, 0x18], [12, 25, 0, 12], [12, 11, 0, 0]]),
+    ("leaf_stream", 5, &[[12, 25, 0, 12], [12, 13, 0, 9], [12, 14, 0, 0], [0, 5, 8, 0x10]]),
+    ("leaf_serves", 5, &[[12, 7, 0, 1], [0, 20, 0, 2], [0, 2, 0, 0x1c], [12, 12, 0, 0]]),
+    ("leaf_moves", 5, &[[12, 17, 0, 0], [7, 0, 0, 0], [6, 0, 0, 1], [8, 0, 2, 0], [0, 7, 1, 0]]),
+    ("leaf_flush", 5, &[[12, 1, 0, 9], [12, 15, 1, 0], [0, 18, 0, 0x10], [12, 15, 0, 255]]),
+];
+
+/// Of the node body: draining, then steps (see its `step`).
+const NODE: Scripts = &[
+    ("publish", 0, &[[4, 1, 0, 0], [0, 0, 0, 3], [16, 0, 0, 3], [15, 0, 0, 20], [5, 0, 0, 0]]),
+    ("batches", 1, &[[4, 1, 1, 1], [4, 2, 2, 0], [0, 0, 0, 0x33], [0, 1, 0, 7], [11, 9, 0, 0]]),
+    ("large", 0, &[[4, 1, 0, 0], [0, 0, 0, 250], [0, 0, 0, 1], [16, 0, 0, 255], [11, 13, 0, 0]]),
+    ("retained", 0, &[[96, 0, 0, 0], [15, 0, 0, 20], [4, 1, 0, 0], [96, 0, 0, 250], [4, 2, 1, 0]]),
+    ("realms", 0, &[[4, 1, 0, 0], [4, 5, 0, 0], [0, 4, 0, 0], [0, 0, 0, 0], [15, 0, 0, 20]]),
+    ("cut", 0, &[[4, 1, 0, 0], [0, 0, 0, 3], [13, 1, 0, 9], [0, 0, 0, 3], [11, 6, 0, 0]]),
+    (
+        "restart_router",
+        0,
+        &[[4, 1, 0, 0], [0, 0, 0, 3], [15, 3, 0, 0], [0, 0, 0, 3], [11, 13, 0, 0]],
+    ),
+    ("restart_leaf", 0, &[[4, 1, 0, 0], [0, 0, 0, 3], [15, 1, 0, 0], [4, 1, 0, 0], [15, 0, 0, 0]]),
+    ("deaf", 0, &[[4, 1, 0, 1], [0, 0, 0, 250], [13, 1, 2, 200], [0, 0, 0, 250], [11, 13, 0, 0]]),
+    ("echo", 0, &[[6, 1, 0, 0], [11, 5, 0, 0], [8, 0, 224, 9], [8, 2, 224, 250], [15, 0, 0, 20]]),
+    ("slow", 0, &[[6, 1, 1, 0], [11, 5, 0, 0], [8, 0, 225, 9], [11, 5, 0, 0], [10, 0, 0, 3]]),
+    ("stream", 0, &[[6, 1, 1, 0], [11, 5, 0, 0], [8, 0, 241, 9], [10, 3, 0, 1], [10, 2, 0, 1]]),
+    ("cancel", 0, &[[6, 1, 1, 0], [11, 5, 0, 0], [8, 0, 225, 9], [14, 0, 3, 0], [7, 0, 0, 0]]),
+    ("shut_down", 0, &[[4, 1, 0, 0], [8, 0, 0, 0], [15, 0, 0, 16], [15, 3, 1, 16], [11, 13, 0, 0]]),
+    ("handles", 0, &[[4, 1, 0, 1], [14, 0, 2, 0], [0, 0, 0, 255], [14, 0, 6, 0], [11, 9, 0, 0]]),
+];
