@@ -6,11 +6,11 @@ use std::sync::{Mutex, PoisonError};
 
 use macula_proto::RealmId;
 use macula_proto::auth::{Denial, Permit, Revocations, Verifier};
-use macula_proto::limits::GRANT_BYTES_MAX;
+use macula_proto::limits::{GRANT_BYTES_MAX, REVOCATIONS_BYTES_MAX};
 use sha2::{Digest, Sha256};
 
 use crate::chain::Chain;
-use crate::envelope::malformed;
+use crate::envelope::{Envelope, malformed};
 use crate::grant::Grant;
 use crate::record::Record;
 use crate::text::Kind;
@@ -56,6 +56,13 @@ impl Verifier for GrantVerifier {
         let permit = Grant::from_chain(chain)?.permit();
         seen().insert(digest, permit.clone(), grant.len());
         Ok(permit)
+    }
+
+    fn realm_of(&self, signed: &[u8]) -> Result<RealmId, Denial> {
+        let kinds = [(Kind::Grant, GRANT_BYTES_MAX), (Kind::Revocations, REVOCATIONS_BYTES_MAX)];
+        let kind = kinds.into_iter().find(|(kind, _)| signed.first() == Some(&(*kind as u8)));
+        let (kind, bytes_max) = kind.ok_or_else(|| malformed("neither a grant nor a record"))?;
+        Envelope::read(kind, signed, bytes_max).map(|envelope| envelope.realm.id())
     }
 
     fn revocations(&self, realm: &RealmId, record: &[u8]) -> Result<Revocations, Denial> {

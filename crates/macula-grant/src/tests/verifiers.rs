@@ -3,7 +3,7 @@
 use macula_proto::auth::Verifier;
 
 use super::*;
-use crate::{CACHED_GRANTS_MAX, GrantVerifier};
+use crate::{CACHED_GRANTS_MAX, GrantVerifier, Record, RevocationList};
 
 #[test]
 fn good_grants_are_remembered_and_bad_ones_are_not() {
@@ -20,6 +20,17 @@ fn good_grants_are_remembered_and_bad_ones_are_not() {
     // for this realm only
     let other = key_from(2, "com.example").realm().id();
     assert!(verifier.permit(&other, grant.as_bytes()).is_err());
+}
+
+#[test]
+fn the_realm_that_something_claims_is_read_from_its_head() {
+    let (verifier, realm) = (GrantVerifier::new(), key().realm().id());
+    let record = Record::sign(&key(), &RevocationList::default()).unwrap();
+    assert_eq!(verifier.realm_of(grant().as_bytes()), Ok(realm));
+    assert_eq!(verifier.realm_of(record.as_bytes()), Ok(realm));
+    for wrong in [&b""[..], b"\x03", b"\x01\x02", &record.as_bytes()[..40]] {
+        assert!(verifier.realm_of(wrong).is_err());
+    }
 }
 
 #[test]
