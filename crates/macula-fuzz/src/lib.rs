@@ -15,6 +15,7 @@
 mod assemble;
 mod control;
 mod frame;
+mod grant;
 mod message;
 mod node;
 mod pattern;
@@ -33,6 +34,7 @@ mod world;
 
 pub use control::control;
 pub use frame::frame;
+pub use grant::grant;
 pub use message::message;
 pub use node::node;
 pub use pattern::pattern;
@@ -41,10 +43,11 @@ pub use pattern::pattern;
 pub type Body = fn(data: &[u8]);
 
 /// Every body, by the name of its target.
-pub const TARGETS: [(&str, Body); 5] = [
+pub const TARGETS: [(&str, Body); 6] = [
     ("frame", frame),
     ("message", message),
     ("control", control),
     ("pattern", pattern),
     ("node", node),
+    ("grant", grant),
 ];

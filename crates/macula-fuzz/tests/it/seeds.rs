@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use biscuit_auth::format::schema;
+use prost::Message;
 use serde_json::Value;
 
 use crate::replay::{fuzz_dir, inputs};
@@ -35,6 +37,7 @@ fn the_corpus_is_what_the_generator_makes() {
 fn seeds() -> Seeds {
     let mut seeds = Seeds::new();
     golden(&mut seeds);
+    grants(&mut seeds);
     for (index, lines) in PATTERNS.iter().enumerate() {
         seeds.insert(("pattern", format!("hand_{index}")), lines.as_bytes().to_vec());
     }
@@ -88,6 +91,37 @@ fn golden(seeds: &mut Seeds) {
         let data = [&[channel, 0, 1, 2, 3][..], stream].concat();
         seeds.insert(("frame", name.to_owned()), data);
     }
+}
+
+/// Seeds of `grant`: the tokens of the golden grants and records, what the root signed in them, and
+/// changes and terms by hand.
+fn grants(seeds: &mut Seeds) {
+    let vectors = concat!(env!("CARGO_MANIFEST_DIR"), "/../../vectors/grants.json");
+    let vectors: Value = serde_json::from_str(&std::fs::read_to_string(vectors).unwrap()).unwrap();
+    for (list, kind) in [("grants", 0), ("records", 1), ("refused", 0)] {
+        for (index, vector) in vectors[list].as_array().unwrap().iter().enumerate() {
+            let bytes = unhex(vector["hex"].as_str().unwrap());
+            // kind, root, length of the name, name
+            let token = &bytes[34 + usize::from(bytes[33])..];
+            let name = format!("{list}_{index}");
+            seeds.insert(("grant", name), [&[0, kind][..], token].concat());
+            let Ok(container) = schema::Biscuit::decode(token) else { continue };
+            let block = container.authority.block;
+            let name = format!("{list}_{index}_block");
+            seeds.insert(("grant", name), [&[2, kind][..], &block].concat());
+        }
+    }
+    for (name, steps) in [
+        ("unchanged", &[][..]),
+        ("a_bit", &[1, 0, 1, 200, 1][..]),
+        ("cut", &[1, 3, 1, 0, 0]),
+        ("longer", &[1, 1, 0, 99, 7, 2, 0, 34, 0]),
+    ] {
+        let data = if steps.is_empty() { vec![1] } else { steps.to_vec() };
+        seeds.insert(("grant", name.to_owned()), data);
+    }
+    let terms = [&[3, 0, 4][..], &[2, 0, 3, 0], &[8, 0, 2, 9], &[18, 0, 2, 1], &[1, 0, 0, 0]];
+    seeds.insert(("grant", "terms".to_owned()), terms.concat());
 }
 
 /// The choice that the bodies take for a channel of the vectors.
