@@ -107,6 +107,11 @@ impl From<StartError> for Failure {
             StartError::Config(_) => {
                 Self::new(Exit::Usage, what, "correct the argument; see --help")
             }
+            StartError::Grant(_) => Self::new(
+                Exit::Denied,
+                what,
+                "ask an issuer of the realm for a grant; `macula realm show FILE` tells what a file is",
+            ),
             StartError::Key(_) => Self::new(
                 Exit::Failure,
                 what,

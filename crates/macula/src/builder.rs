@@ -4,17 +4,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use macula_grant::Grant;
 use macula_proto::node::{Config, Role};
 use macula_transport::{Endpoint, EndpointConfig, SecretKey};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::driver::connector::{Connector, Progress};
-use crate::endpoint::{self, Started, check_realm_name};
+use crate::endpoint::{self, Started};
 use crate::error::{JoinError, StartError};
 use crate::event::{Event, Events};
 use crate::gateway::{GatewayAddress, KnownGateways};
 use crate::key::load_or_create_key;
+use crate::membership::{self, GrantSource, Membership};
 use crate::node::Node;
 use crate::shared::Owner;
 use crate::visitor::Visitor;
@@ -48,6 +50,7 @@ impl KeySource {
 #[must_use = "nothing starts before `start`"]
 pub struct NodeBuilder {
     realm: Option<String>,
+    grant: GrantSource,
     gateways: Vec<String>,
     key: KeySource,
     known_gateways: Option<PathBuf>,
@@ -59,6 +62,7 @@ impl NodeBuilder {
     pub(crate) fn new() -> Self {
         Self {
             realm: None,
+            grant: GrantSource::None,
             gateways: Vec::new(),
             key: KeySource::default(),
             known_gateways: None,
@@ -67,9 +71,24 @@ impl NodeBuilder {
         }
     }
 
-    /// The open realm to join, by name, for example `com.example.energy`. Required.
+    /// The open realm to join, by name, for example `com.example.energy`. Required, or a grant: then
+    /// the name is in the grant, and one that is given here must be the same.
     pub fn realm(mut self, name: impl Into<String>) -> Self {
         self.realm = Some(name.into());
+        self
+    }
+
+    /// The guarded realm to join, and the proof that this node may. Grants are for one endpoint, so
+    /// the node's key must be given, too.
+    pub fn grant(mut self, grant: Grant) -> Self {
+        self.grant = GrantSource::Given(Box::new(grant));
+        self
+    }
+
+    /// As [`NodeBuilder::grant`], from a file as `macula realm grant` writes it. When the file is
+    /// replaced by a renewed grant, that is shown to the gateway without interruption.
+    pub fn grant_file(mut self, path: impl AsRef<Path>) -> Self {
+        self.grant = GrantSource::File(path.as_ref().to_owned());
         self
     }
 
@@ -128,11 +147,30 @@ impl NodeBuilder {
     /// # Panics
     /// Outside a tokio runtime with I/O and time.
     pub async fn start(mut self) -> Result<Node, StartError> {
-        let name = self.realm.take().ok_or_else(|| missing("a realm", "realm"))?;
-        check_realm_name(&name)?;
+        let (name, source) = (self.realm.take(), std::mem::take(&mut self.grant));
+        let grant = source.load()?;
+        let open = match (&name, &grant) {
+            (Some(name), None) => Some(Membership::open(name)?),
+            (Some(name), Some(grant)) if *name != grant.realm().name.as_str() => {
+                let realm = grant.realm();
+                let text = format!("the grant is for realm {realm}, and not for {name}");
+                return Err(StartError::Config(text));
+            }
+            (_, Some(_)) => None,
+            (None, None) => return Err(missing("a realm", "realm` or `grant")),
+        };
         let timeout = self.connect_timeout;
         let Dialling { owner, progress, .. } = self.dial()?;
-        connected(&owner, &name, progress, timeout).await
+        let membership = match (open, &grant) {
+            (None, Some(grant)) => Membership::granted(grant, owner.shared.id)?,
+            (Some(open), _) => open,
+            (None, None) => return Err(StartError::Closed),
+        };
+        let node = connected(&owner, membership, progress, timeout).await?;
+        if let (GrantSource::File(path), Some(grant)) = (source, grant) {
+            owner.tasks.spawn(membership::follow(owner.shared.clone(), path, grant));
+        }
+        Ok(node)
     }
 
     /// Connects without taking part in a realm; resolves when a gateway is connected.
@@ -217,10 +255,11 @@ struct Dialling {
 /// way out stops everything.
 async fn connected(
     owner: &Arc<Owner>,
-    name: &str,
+    membership: Membership,
     mut progress: watch::Receiver<Progress>,
     timeout: Duration,
 ) -> Result<Node, StartError> {
+    let name = membership.name.clone();
     let hopeless = async {
         match progress.wait_for(|progress| progress.is_hopeless.is_some()).await {
             Ok(progress) => progress.is_hopeless.clone(),
@@ -229,7 +268,7 @@ async fn connected(
     };
     let outcome = tokio::select! {
         biased;
-        joined = owner.join(name) => joined,
+        joined = owner.join(membership) => joined,
         wrong = hopeless => match wrong {
             Some(wrong) => return Err(StartError::WrongKey(wrong)),
             None => Err(JoinError::Closed),
@@ -237,7 +276,7 @@ async fn connected(
         () = tokio::time::sleep(timeout) => Err(JoinError::Timeout),
     };
     match outcome {
-        Ok(realm) => Ok(Node::new(owner.clone(), realm, name)),
+        Ok(realm) => Ok(Node::new(owner.clone(), realm, &name)),
         Err(JoinError::Timeout) => Err(unreachable(&progress, timeout)),
         Err(error) => Err(error.into()),
     }

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::driver::{Driver, Inbox, NewLink};
 use crate::error::{Closed, JoinError, StartError};
 use crate::event::EVENTS_MAX;
+use crate::membership::Membership;
 use crate::shared::{COMMANDS_MAX, CloseCommand, Command, Owner, Shared};
 
 /// Events of all links that may wait for the driver; beyond that their readers wait.
@@ -80,10 +81,9 @@ impl Owner {
     }
 
     /// Joins a realm; resolves when it is hosted here, or when the gateway has answered.
-    pub(crate) async fn join(&self, name: &str) -> Result<RealmId, JoinError> {
-        check_realm_name(name)?;
-        let (realm, name) = (RealmId::of_name(name), name.to_owned());
-        let answer = self.shared.ask(|answer| Command::Join { realm, name, answer }).await;
+    pub(crate) async fn join(&self, membership: Membership) -> Result<RealmId, JoinError> {
+        let realm = membership.realm;
+        let answer = self.shared.ask(|answer| Command::Join { membership, answer }).await;
         match answer {
             Ok(answer) => answer.map(|()| realm),
             Err(Closed) => Err(JoinError::Closed),

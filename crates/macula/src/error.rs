@@ -63,6 +63,9 @@ pub enum StartError {
     /// The key file cannot be used.
     #[error(transparent)]
     Key(#[from] KeyFileError),
+    /// The grant cannot be used; the text says which and why.
+    #[error("{0}")]
+    Grant(String),
     /// The local UDP socket could not be set up.
     #[error("cannot open the local socket: {0}")]
     Bind(String),

@@ -87,6 +87,32 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A gateway does not take a renewed grant, or the file with it cannot be used; the grant before
+    /// still holds.
+    RenewalRefused {
+        /// The realm.
+        realm: String,
+        /// Why.
+        reason: String,
+    },
+    /// This router has put a peer out of a guarded realm: its grant ended or was revoked.
+    Expelled {
+        /// The peer.
+        peer: EndpointId,
+        /// The realm's name, or its id in hexadecimal.
+        realm: String,
+        /// Why.
+        reason: String,
+    },
+    /// This router has a new record of revocations.
+    Revoked {
+        /// The realm's name, or its id in hexadecimal.
+        realm: String,
+        /// The record's sequence.
+        sequence: u64,
+        /// How many peers were put out by it.
+        expelled: usize,
+    },
     /// The router does not keep a subscription (any more); its stream has ended.
     SubscriptionRefused {
         /// The pattern.

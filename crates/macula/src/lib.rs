@@ -63,6 +63,7 @@
 //! | call with a deadline, at a chosen provider | [`Node::call_with`], [`CallBuilder`] |
 //! | send more than 8 MiB, or items as they come | [`Node::open`], [`Node::serve_streaming`] |
 //! | be in several realms with one link | [`Node::realm`] |
+//! | take part in a guarded realm | [`NodeBuilder::grant_file`], [`Node::renew`] |
 //! | keep an identity, and pins of gateways | [`NodeBuilder::key_file`], [`NodeBuilder::known_gateways`] |
 //! | hear of lost connections and messages | [`Node::events`] |
 //!
@@ -89,8 +90,10 @@ mod error;
 mod event;
 mod gateway;
 mod key;
+mod membership;
 mod node;
 mod publish;
+mod records;
 mod router;
 mod serve;
 mod shared;
@@ -104,6 +107,7 @@ mod visitor;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use bytes::Bytes;
+pub use macula_grant::{Grant, Realm as GuardedRealm};
 pub use macula_proto::id::ParseIdError;
 pub use macula_proto::limits::MESSAGE_BYTES_MAX;
 pub use macula_proto::node::Config as CoreConfig;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use macula_grant::Grant;
 use macula_proto::wire::message::CloseCode;
 use macula_proto::{EndpointId, RealmId};
 use tokio::time::Instant;
@@ -13,6 +14,7 @@ use crate::builder::NodeBuilder;
 use crate::call::CallBuilder;
 use crate::error::{CallError, Closed, JoinError, PublishError, ServeError, SubscribeError};
 use crate::event::Events;
+use crate::membership::Membership;
 use crate::publish::{
     Kind, PublishOptions, Published, Publisher, PublisherBuilder, PublisherCache,
 };
@@ -79,8 +81,42 @@ impl Node {
     /// # Cancel safety
     /// Dropping the future may leave the endpoint a member of the realm, which does no harm.
     pub async fn realm(&self, name: &str) -> Result<Self, JoinError> {
-        let realm = self.owner.join(name).await?;
+        let realm = self.owner.join(Membership::open(name)?).await?;
         Ok(Self::new(self.owner.clone(), realm, name))
+    }
+
+    /// Joins another guarded realm on the same endpoint, for which the grant must be made; or shows
+    /// a new grant for one that was joined, as [`Node::renew`] does.
+    ///
+    /// # Errors
+    /// See [`JoinError`].
+    ///
+    /// # Cancel safety
+    /// As [`Node::realm`].
+    pub async fn guarded_realm(&self, grant: &Grant) -> Result<Self, JoinError> {
+        let membership = Membership::granted(grant, self.id())?;
+        let name = membership.name.clone();
+        let realm = self.owner.join(membership).await?;
+        Ok(Self::new(self.owner.clone(), realm, &name))
+    }
+
+    /// Shows the gateway a new grant for this node's guarded realm, on the standing link. Nothing
+    /// is interrupted; what the new grant does not cover ends. Do it before the old grant expires:
+    /// with that, subscriptions and services of the realm end.
+    ///
+    /// # Errors
+    /// [`JoinError::Denied`]; the grant shown before still holds then.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not take the grant back.
+    pub async fn renew(&self, grant: &Grant) -> Result<(), JoinError> {
+        if grant.realm().id() != self.scope.realm {
+            return Err(JoinError::Denied {
+                realm: self.scope.name.clone(),
+                reason: format!("the grant is for another realm, {}", grant.realm()),
+            });
+        }
+        self.owner.join(Membership::granted(grant, self.id())?).await.map(|_| ())
     }
 
     /// Publishes a message with QoS 0, waiting while there is no room.

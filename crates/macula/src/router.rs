@@ -1,22 +1,27 @@
 //! The handle of a gateway.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use macula_grant::{GrantVerifier, Realm, Record};
 use macula_proto::EndpointId;
 use macula_proto::node::{Admission, Config, Role, Stats};
 use macula_proto::wire::message::CloseCode;
 use macula_transport::{Endpoint, EndpointConfig, SecretKey};
+use tokio::sync::mpsc;
 
 use crate::builder::{KeySource, bind_error, missing};
 use crate::clock::Clock;
 use crate::driver::connector;
-use crate::endpoint::{self, Started, check_realm_name};
+use crate::endpoint::{self, Started};
 use crate::error::{Closed, JoinError, StartError};
 use crate::event::Events;
+use crate::membership::Membership;
 use crate::node::Node;
+use crate::records;
 use crate::shared::{CloseCommand, Command, Owner};
 use crate::status::Status;
 
@@ -29,6 +34,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct RouterBuilder {
     listen: Option<SocketAddr>,
     realms: Vec<String>,
+    guarded: Vec<Realm>,
+    revocations: Option<PathBuf>,
     admission: Admission,
     key: KeySource,
     config: Config,
@@ -49,7 +56,22 @@ impl RouterBuilder {
         self
     }
 
-    /// Hosts any open realm that a peer asks for: for labs and closed networks.
+    /// Hosts a guarded realm: peers need a grant that its root stands behind.
+    pub fn guarded_realm(mut self, realm: Realm) -> Self {
+        self.guarded.push(realm);
+        self
+    }
+
+    /// Keeps records of revocations in this folder, which is made if need be. Those that are there
+    /// hold from the start, and their realms are hosted. Default: they are forgotten when the router
+    /// ends, and whoever was revoked can come back until its grant expires.
+    pub fn revocations_dir(mut self, folder: impl AsRef<Path>) -> Self {
+        self.revocations = Some(folder.as_ref().to_owned());
+        self
+    }
+
+    /// Hosts any open realm that a peer asks for, and any guarded one that it has a grant for: for
+    /// labs and closed networks.
     pub fn any_open_realm(mut self) -> Self {
         self.admission = Admission::AnyOpen;
         self
@@ -106,17 +128,24 @@ impl RouterBuilder {
     /// Outside a tokio runtime with I/O and time.
     pub async fn start(self) -> Result<Router, StartError> {
         let listen = self.listen.ok_or_else(|| missing("an address", "listen"))?;
-        if self.realms.is_empty() && self.admission == Admission::Joined {
-            return Err(missing("a realm", "realm` or `any_open_realm"));
+        let is_empty = self.realms.is_empty() && self.guarded.is_empty();
+        if is_empty && self.admission == Admission::Joined {
+            return Err(missing("a realm", "realm`, `guarded_realm` or `any_open_realm"));
         }
-        for name in &self.realms {
-            check_realm_name(name)?;
-        }
+        let open: Result<Vec<_>, _> = self.realms.iter().map(|it| Membership::open(it)).collect();
+        let mut hosted = open?;
+        let records = match &self.revocations {
+            Some(folder) => records::load(folder)?,
+            None => Vec::new(),
+        };
+        let guarded = self.guarded.iter().chain(records.iter().map(Record::realm));
+        hosted.extend(guarded.map(Membership::hosted));
         let key = self.key.load()?;
         let mut config = self.config;
         (config.role, config.epoch) = (Role::Router, Clock::unix_micros());
         config.admission = self.admission;
         config.agent = self.agent.unwrap_or(config.agent);
+        config.verifier = Some(Arc::new(GrantVerifier::new()));
         let mut settings = EndpointConfig::new(key.clone());
         settings.listen = Some(listen);
         settings.accept = true;
@@ -124,8 +153,19 @@ impl RouterBuilder {
         let local_addr = socket.local_addr();
         let Started { owner, endpoint, links } = endpoint::start(&key, config, socket)?;
         // Realms first: a peer that comes at once shall not be told that they do not exist.
-        for name in &self.realms {
-            owner.join(name).await?;
+        for membership in hosted {
+            owner.join(membership).await?;
+        }
+        // Then what was revoked: nobody gets in before it is known.
+        for record in records {
+            let record = Bytes::copy_from_slice(record.as_bytes());
+            let revoked = owner.shared.command(Command::Revoke { record }).await;
+            revoked.map_err(|Closed| StartError::Closed)?;
+        }
+        if let Some(folder) = self.revocations {
+            let (sender, kept) = mpsc::channel(records::WAITING_MAX);
+            owner.shared.records.get_or_init(|| sender);
+            owner.tasks.spawn(records::keep(folder, kept));
         }
         owner.tasks.spawn(connector::accept(owner.shared.clone(), endpoint, links));
         Ok(Router { owner, local_addr })
@@ -148,6 +188,8 @@ impl Router {
         RouterBuilder {
             listen: None,
             realms: Vec::new(),
+            guarded: Vec::new(),
+            revocations: None,
             admission: Admission::Joined,
             key: KeySource::default(),
             config: Config::new(Role::Router, 0),
@@ -201,7 +243,7 @@ impl Router {
     /// # Cancel safety
     /// Dropping the future may leave the realm hosted.
     pub async fn node(&self, realm: &str) -> Result<Node, JoinError> {
-        let id = self.owner.join(realm).await?;
+        let id = self.owner.join(Membership::open(realm)?).await?;
         Ok(Node::new(self.owner.clone(), id, realm))
     }
 

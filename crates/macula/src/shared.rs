@@ -1,7 +1,7 @@
 //! What all handles of one endpoint share with its driver.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +18,9 @@ use crate::clock::Clock;
 use crate::doorbell::Doorbell;
 use crate::error::{Closed, JoinError, ServeError, SubscribeError};
 use crate::event::{Event, Events};
+use crate::membership::Membership;
 use crate::publish::Topics;
+use crate::records::Kept;
 use crate::serve::ServiceShared;
 use crate::status::Status;
 use crate::streaming::Pipe;
@@ -43,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) stopping: CancellationToken,
     /// The driver has ended: nothing will be answered any more.
     pub(crate) closed: CancellationToken,
+    /// Where a router's records of revocations go.
+    pub(crate) records: OnceLock<mpsc::Sender<Kept>>,
     next_handle: AtomicU64,
     next_call: AtomicU64,
 }
@@ -65,6 +69,7 @@ impl Shared {
             abort: CancellationToken::new(),
             stopping: CancellationToken::new(),
             closed: CancellationToken::new(),
+            records: OnceLock::new(),
             next_handle: AtomicU64::new(1),
             next_call: AtomicU64::new(1),
         }
@@ -125,9 +130,12 @@ impl Drop for Owner {
 #[derive(Debug)]
 pub(crate) enum Command {
     Join {
-        realm: RealmId,
-        name: String,
+        membership: Membership,
         answer: oneshot::Sender<Result<(), JoinError>>,
+    },
+    /// Takes a record of revocations that was kept.
+    Revoke {
+        record: Bytes,
     },
     Subscribe {
         subscription: SubscriptionId,

@@ -337,13 +337,18 @@ impl Node {
                 None => {
                     if let Some(realm) = self.realms.get_mut(&tag) {
                         realm.denied = None;
+                        realm.good_grant = realm.grant.clone();
                     }
                     if link.realms.insert(tag) {
                         self.resume_realm(now, link_id, tag);
                     }
                 }
                 // a renewed grant was refused, and the one before still holds
-                Some(_) if link.realms.contains(&tag) => {}
+                Some(_) if link.realms.contains(&tag) => {
+                    if let Some(realm) = self.realms.get_mut(&tag) {
+                        realm.grant = realm.good_grant.clone();
+                    }
+                }
                 Some((RefusalCode::Denied, reason)) => self.on_denied(tag, reason),
                 Some(_) => {}
             }

@@ -144,6 +144,8 @@ pub(super) struct Realm {
     /// The local side joined it (as opposed to: a peer asked for it).
     pub(super) joined: bool,
     pub(super) grant: Bytes,
+    /// The last grant that a router took; what is shown again when a renewed one was refused.
+    pub(super) good_grant: Bytes,
     /// A leaf: why the router does not admit it, by its last answer.
     pub(super) denied: Option<String>,
     /// A router: who is in.
@@ -178,6 +180,7 @@ impl Realm {
             id,
             joined: false,
             grant: Bytes::new(),
+            good_grant: Bytes::new(),
             denied: None,
             members: BTreeMap::new(),
             revocations: Revocations::default(),

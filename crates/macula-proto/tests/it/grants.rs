@@ -304,6 +304,13 @@ fn a_grant_is_renewed_on_the_standing_link() {
     world.publish(alice, "a", Qos::AtMostOnce, "still");
     world.settle();
     assert_eq!(world.texts(bob), ["after", "still"]);
+    // nor is it shown again after a reconnection
+    world.cut(bob, router);
+    world.connect(bob, router);
+    world.settle();
+    world.publish(alice, "a", Qos::AtMostOnce, "even now");
+    world.settle();
+    assert_eq!(world.texts(bob), ["after", "still", "even now"]);
     world.run_for(Duration::from_secs(15));
     assert_eq!(peers(&world, router), 1);
 }

@@ -6,8 +6,12 @@ use macula_proto::id::RequestId;
 use macula_proto::node::{self, Input, Role, StreamEnd};
 use macula_proto::wire::message::CallFailure;
 
+use tokio::sync::oneshot;
+
 use super::{CallEntry, Driver, RegistrationEntry, SubscriptionEntry};
 use crate::doorbell::{Dropped, Notes};
+use crate::error::JoinError;
+use crate::membership::Membership;
 use crate::shared::{CallCommand, Command};
 use crate::status::{RealmStatus, Status};
 
@@ -19,7 +23,8 @@ impl Driver {
             Command::Status { answer } => drop(answer.send(self.status())),
             Command::Close(close) => self.start_closing(now, close),
             _ if is_closing => {}
-            Command::Join { realm, name, answer } => self.join(now, realm, name, answer),
+            Command::Join { membership, answer } => self.join(now, membership, answer),
+            Command::Revoke { record } => self.command(now, node::Command::Revoke { record }),
             Command::Subscribe { subscription, realm, pattern, options, queue, answer } => {
                 // Dropped already? Then nobody would ever unsubscribe.
                 if !queue.is_abandoned() {
@@ -55,13 +60,18 @@ impl Driver {
     fn join(
         &mut self,
         now: Time,
-        realm: macula_proto::RealmId,
-        name: String,
-        answer: tokio::sync::oneshot::Sender<Result<(), crate::error::JoinError>>,
+        membership: Membership,
+        answer: oneshot::Sender<Result<(), JoinError>>,
     ) {
-        let is_new = !self.realms.contains_key(&realm);
+        let Membership { realm, name, grant } = membership;
+        let is_new = self.realms.get(&realm).is_none_or(|entry| entry.grant != grant);
         let entry = self.realms.entry(realm).or_default();
         entry.name = name;
+        if is_new {
+            entry.grant = grant.clone();
+            // Only the answer to this one counts.
+            entry.answer = None;
+        }
         if self.shared.role == Role::Router {
             // A router hosts what it joins; nobody has to agree.
             entry.answer = Some(Ok(()));
@@ -75,7 +85,7 @@ impl Driver {
             }
         }
         if is_new {
-            self.command(now, node::Command::Join { realm, grant: Bytes::new() });
+            self.command(now, node::Command::Join { realm, grant });
         }
     }
 

@@ -11,6 +11,7 @@ use macula_proto::{EndpointId, RealmId, Time};
 use super::{Driver, Origin, RequestEntry};
 use crate::error::{JoinError, ServeError, SubscribeError};
 use crate::event::Event;
+use crate::records::Kept;
 use crate::serve::{Request, failure};
 use crate::streaming::Pipe;
 
@@ -126,8 +127,18 @@ impl Driver {
             node::Event::LinkReady { link, peer, agent, observed, .. } => {
                 self.on_link_ready(link, peer, agent, observed);
             }
-            node::Event::RealmAnswered { realm, refusal, .. } => {
-                self.on_realm_answered(realm, refusal);
+            node::Event::RealmAnswered { realm, refusal, is_member, .. } => {
+                self.on_realm_answered(realm, refusal, is_member);
+            }
+            node::Event::Expelled { peer, realm, reason } => {
+                let realm = self.realm_name(&realm);
+                self.shared.emit(Event::Expelled { peer, realm, reason });
+            }
+            node::Event::Revoked { realm, sequence, expelled, record } => {
+                self.on_revoked(realm, sequence, expelled, record);
+            }
+            node::Event::RevokeRefused { reason } => {
+                tracing::error!(reason, "a record of revocations cannot be used");
             }
             node::Event::PeerLeaving { link, reason, reconnect_in, .. } => {
                 if let Some(link) = self.links.get_mut(&link) {
@@ -266,21 +277,48 @@ impl Driver {
         }
     }
 
-    fn on_realm_answered(&mut self, realm: RealmId, refusal: Option<(RefusalCode, String)>) {
+    /// The name of a realm, or its id where the name is not known.
+    fn realm_name(&self, realm: &RealmId) -> String {
+        let known = self.realms.get(realm).map(|entry| entry.name.clone());
+        known.unwrap_or_else(|| realm.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    fn on_revoked(&self, realm: RealmId, sequence: u64, expelled: usize, record: Bytes) {
+        if let Some(records) = self.shared.records.get()
+            && records.try_send(Kept { realm, record }).is_err()
+        {
+            tracing::error!(?realm, sequence, "a record of revocations is not kept");
+        }
+        self.shared.emit(Event::Revoked { realm: self.realm_name(&realm), sequence, expelled });
+    }
+
+    fn on_realm_answered(
+        &mut self,
+        realm: RealmId,
+        refusal: Option<(RefusalCode, String)>,
+        is_member: bool,
+    ) {
         let Some(entry) = self.realms.get_mut(&realm) else { return };
         let answer = match refusal {
             None => Ok(()),
             Some((_, reason)) => {
                 let realm = entry.name.clone();
-                self.shared
-                    .emit(Event::RealmDenied { realm: realm.clone(), reason: reason.clone() });
+                let told = (realm.clone(), reason.clone());
+                self.shared.emit(match (is_member, told) {
+                    (false, (realm, reason)) => Event::RealmDenied { realm, reason },
+                    (true, (realm, reason)) => Event::RenewalRefused { realm, reason },
+                });
                 Err(JoinError::Denied { realm, reason })
             }
         };
+        if is_member && answer.is_err() {
+            // What was shown before holds; the same may be tried again.
+            entry.grant = Bytes::new();
+        }
         for waiter in entry.waiters.drain(..) {
             // Fails when whoever waited has given up.
             waiter.send(answer.clone()).ok();
         }
-        entry.answer = Some(answer);
+        entry.answer = Some(if is_member { Ok(()) } else { answer });
     }
 }

@@ -17,8 +17,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use macula_proto::auth::UnixTime;
 use macula_proto::id::{CallId, LinkId, RegistrationId, RequestId, SubscriptionId};
-use macula_proto::node::{self, Input, Node, StreamEnd};
+use macula_proto::node::{self, Input, Node, Role, StreamEnd};
 use macula_proto::pubsub::Pattern;
 use macula_proto::wire::message::CallFailure;
 use macula_proto::{RealmId, Time};
@@ -33,6 +34,7 @@ pub(crate) use self::inbox::Inbox;
 use self::inbox::{Alarm, Round};
 use self::links::Link;
 pub(crate) use self::links::{LinkEnd, NewLink, Origin};
+use crate::clock::Clock;
 use crate::doorbell::Notes;
 use crate::error::{JoinError, ServeError, SubscribeError};
 use crate::event::Event;
@@ -48,6 +50,8 @@ const BATCHES_PER_TURN: usize = 8;
 const ITEMS_PER_TURN: usize = 32;
 /// The core's timers are not looked at more often than this.
 const TICK: Duration = Duration::from_millis(1);
+/// The core is told what time it is when it does something, this often at most.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Owns the core.
 #[derive(Debug)]
@@ -76,11 +80,14 @@ pub(crate) struct Driver {
     /// What events lead to; fed to the core once they are drained.
     followups: Vec<Input>,
     closing: Option<Closing>,
+    /// When the core was told the time by the calendar.
+    clock_told: Option<Time>,
 }
 
 #[derive(Debug, Default)]
 struct RealmEntry {
     name: String,
+    grant: Bytes,
     /// The gateway's last answer.
     answer: Option<Result<(), JoinError>>,
     waiters: Vec<oneshot::Sender<Result<(), JoinError>>>,
@@ -139,6 +146,7 @@ impl Driver {
             dirty_pipes: VecDeque::new(),
             followups: Vec::new(),
             closing: None,
+            clock_told: None,
         }
     }
 
@@ -170,6 +178,7 @@ impl Driver {
     /// for the next turn.
     fn turn(&mut self, round: &mut Round, notes: &mut Notes) -> bool {
         let now = self.shared.clock.now();
+        self.tell_wall_clock(now);
         for command in round.commands.drain(..) {
             self.on_command(now, command);
         }
@@ -187,6 +196,16 @@ impl Driver {
         self.settle(now);
         self.advance_closing(now);
         is_busy
+    }
+
+    /// Tells a router what time it is, for its clock may have jumped since.
+    fn tell_wall_clock(&mut self, now: Time) {
+        let is_due = self.clock_told.is_none_or(|told| now - told >= CLOCK_INTERVAL);
+        if self.shared.role == Role::Router && is_due {
+            self.clock_told = Some(now);
+            let unix = UnixTime(Clock::unix_micros() / 1_000);
+            self.node.handle_input(now, Input::WallClock { unix });
+        }
     }
 
     /// Passes on everything that the core wants said or done.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod examples;
+mod grants;
 mod identity;
 mod lifecycle;
 mod pubsub;
