@@ -1,5 +1,7 @@
 //! What a signed block may contain: facts with plain values, nothing else.
 
+use std::collections::BTreeSet;
+
 use biscuit_auth::builder::{self, Term};
 use biscuit_auth::datalog::SymbolTable;
 use biscuit_auth::format::schema;
@@ -29,13 +31,10 @@ pub(crate) enum Value<'a> {
 
 impl<'a> Fact<'a> {
     /// Reads it from its wire form; never from text, in which strings are not escaped.
-    pub(crate) fn read(fact: &'a schema::Fact, symbols: &'a SymbolTable) -> Result<Self, Denial> {
+    pub(crate) fn read(fact: &'a schema::Fact, symbols: &'a Symbols) -> Result<Self, Denial> {
         let predicate = &fact.predicate;
         let values = predicate.terms.iter().map(|term| Value::read(term, symbols));
-        Ok(Self {
-            name: symbol(symbols, predicate.name)?,
-            values: values.collect::<Result<_, _>>()?,
-        })
+        Ok(Self { name: symbols.find(predicate.name)?, values: values.collect::<Result<_, _>>()? })
     }
 
     /// It is not one that belongs here.
@@ -46,13 +45,13 @@ impl<'a> Fact<'a> {
 }
 
 impl<'a> Value<'a> {
-    fn read(term: &'a schema::Term, symbols: &'a SymbolTable) -> Result<Self, Denial> {
+    fn read(term: &'a schema::Term, symbols: &'a Symbols) -> Result<Self, Denial> {
         use schema::term::Content;
         Ok(match &term.content {
             Some(Content::Integer(number)) => {
                 Self::Number(u64::try_from(*number).map_err(|_| malformed("a number is negative"))?)
             }
-            Some(Content::String(index)) => Self::Text(symbol(symbols, *index)?),
+            Some(Content::String(index)) => Self::Text(symbols.find(*index)?),
             Some(Content::Date(seconds)) => Self::Date(UnixTime::from_secs(*seconds)),
             Some(Content::Bytes(bytes)) => Self::Bytes(bytes),
             Some(Content::Bool(flag)) => Self::Flag(*flag),
@@ -61,8 +60,43 @@ impl<'a> Value<'a> {
     }
 }
 
-fn symbol(symbols: &SymbolTable, index: u64) -> Result<&str, Denial> {
-    symbols.get_symbol(index).ok_or_else(|| malformed("a string is missing"))
+/// The strings of a token: some that all tokens have, then those of each block. The library's own
+/// table looks at all of them again for each block.
+#[derive(Debug)]
+pub(crate) struct Symbols {
+    common: SymbolTable,
+    own: Vec<String>,
+    known: BTreeSet<String>,
+}
+
+/// Here the numbers of a token's own strings begin.
+const OWN_SYMBOLS_FROM: u64 = 1024;
+
+impl Symbols {
+    pub(crate) fn new() -> Self {
+        Self { common: SymbolTable::new(), own: Vec::new(), known: BTreeSet::new() }
+    }
+
+    /// Adds those of a block.
+    pub(crate) fn extend(&mut self, block: &[String]) -> Result<(), Denial> {
+        for symbol in block {
+            if self.common.get(symbol).is_some() || !self.known.insert(symbol.clone()) {
+                return Err(malformed("a string is there twice"));
+            }
+            self.own.push(symbol.clone());
+        }
+        Ok(())
+    }
+
+    fn find(&self, index: u64) -> Result<&str, Denial> {
+        let symbol = match index.checked_sub(OWN_SYMBOLS_FROM) {
+            None => self.common.get_symbol(index),
+            Some(own) => {
+                usize::try_from(own).ok().and_then(|own| self.own.get(own)).map(String::as_str)
+            }
+        };
+        symbol.ok_or_else(|| malformed("a string is missing"))
+    }
 }
 
 /// Makes one.

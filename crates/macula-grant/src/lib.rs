@@ -8,10 +8,8 @@
 //! [`decide`](macula_proto::auth::decide) is the judge. Spec: docs/protocol §7.
 //!
 //! ```
-//! use macula_grant::{Grant, IssuerToken, RealmKey, Rule, Terms, Verb};
-//! use macula_proto::EndpointId;
-//! use macula_proto::auth::UnixTime;
-//! use macula_proto::pubsub::Pattern;
+//! use macula_grant::{EndpointId, Grant, IssuerToken, Pattern, RealmKey};
+//! use macula_grant::{Rule, Terms, UnixTime, Verb};
 //!
 //! let key = RealmKey::generate("com.example.energy".parse()?);
 //! let all = Rule { verb: Verb::Publish, pattern: Pattern::parse("**")? };
@@ -53,7 +51,9 @@ mod verifier;
 pub use error::{MakeError, TextError};
 pub use grant::{Grant, IssuerToken};
 pub use key::{RealmKey, RootKey};
-pub use macula_proto::auth::{Rule, Verb};
+pub use macula_proto::EndpointId;
+pub use macula_proto::auth::{BlockId, Denial, Permit, Rule, UnixTime, Verb};
+pub use macula_proto::pubsub::Pattern;
 pub use realm::{ParseRealmError, Realm, RealmName};
 pub use record::{Record, RevocationList};
 pub use terms::{BLOCKS_MAX, Block, CONTACT_BYTES_MAX, RULES_PER_BLOCK_MAX, Terms};

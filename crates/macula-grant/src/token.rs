@@ -1,7 +1,6 @@
 //! Signed bytes: a Biscuit, of which the container and the signatures are used, and no logic.
 
 use biscuit_auth::builder::{BiscuitBuilder, BlockBuilder, Fact as NewFact};
-use biscuit_auth::datalog::SymbolTable;
 use biscuit_auth::error;
 use biscuit_auth::format::schema::proof::Content;
 use biscuit_auth::format::{SerializedBiscuit, schema};
@@ -12,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::envelope::malformed;
 use crate::error::MakeError;
-use crate::fact::Fact;
+use crate::fact::{Fact, Symbols};
 use crate::key::RootKey;
 
 /// Versions of a block's content that have the same facts.
@@ -58,16 +57,14 @@ pub(crate) fn read(
     }
     check_signatures(token, root)?;
 
-    let mut symbols = SymbolTable::new();
+    let mut symbols = Symbols::new();
     for block in signed() {
         let content = schema::Block::decode(&*block.block).map_err(|_| no_token())?;
         if content.encode_to_vec() != block.block {
             return Err(malformed("a block is not written in the one way that is allowed"));
         }
         check_content(&content)?;
-        let added = SymbolTable::from(content.symbols.clone());
-        let added = added.and_then(|added| symbols.extend(&added));
-        added.map_err(|_| malformed("a string is there twice"))?;
+        symbols.extend(&content.symbols)?;
         let facts = content.facts.iter().map(|fact| Fact::read(fact, &symbols));
         each(block_id(&block.signature), &facts.collect::<Result<Vec<_>, _>>()?)?;
     }

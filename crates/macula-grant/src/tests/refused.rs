@@ -262,6 +262,56 @@ fn there_is_one_way_to_write_a_grant() {
     }
 }
 
+/// A token of the realm's root with a single block that has these symbols and facts.
+fn with_symbols(symbols: &[&str], facts: &[(u64, schema::term::Content)]) -> Result<Grant, Denial> {
+    let mut content = schema::Block::decode(&*container(&root_only()).authority.block).unwrap();
+    content.symbols.extend(symbols.iter().map(|symbol| (*symbol).to_owned()));
+    content.facts.extend(facts.iter().map(|(name, content)| schema::Fact {
+        predicate: schema::Predicate {
+            name: *name,
+            terms: vec![schema::Term { content: Some(content.clone()) }],
+        },
+    }));
+    from_container(&resigned(container(&root_only()), &content))
+}
+
+/// `container` with another block of the root, properly signed.
+fn resigned(mut container: schema::Biscuit, content: &schema::Block) -> schema::Biscuit {
+    let content = content.encode_to_vec();
+    let algorithm = container.authority.next_key.algorithm.to_le_bytes();
+    let payload = [&*content, &algorithm, &container.authority.next_key.key].concat();
+    let signature = key().root.pair().sign(&payload).unwrap();
+    container.authority.signature = signature.to_bytes().to_vec();
+    container.authority.block = content;
+    container
+}
+
+fn root_only() -> Grant {
+    Grant::new(&key(), ME, &terms("call:**", TOMORROW)).unwrap()
+}
+
+#[test]
+fn strings_are_what_their_numbers_say() {
+    use schema::term::Content;
+    with_symbols(&[], &[]).unwrap();
+    with_symbols(&["unused"], &[]).unwrap();
+    // a string of the token, one that is there already, one that all tokens have
+    for twice in [["a", "a"], ["b", "realm"], ["c", "read"]] {
+        assert!(why(with_symbols(&twice, &[])).contains("a string is there twice"), "{twice:?}");
+    }
+    let symbols = schema::Block::decode(&*container(&root_only()).authority.block).unwrap().symbols;
+    let contact = 1024 + symbols.len() as u64;
+    let grant = with_symbols(&["contact"], &[(contact, Content::String(0))]).unwrap();
+    assert_eq!(grant.permit().contact, "read");
+    for wrong in [28, 1023, contact + 1, u64::MAX] {
+        let by_value = with_symbols(&["contact"], &[(contact, Content::String(wrong))]);
+        assert!(why(by_value).contains("a string is missing"), "{wrong}");
+        let by_name = with_symbols(&["contact"], &[(wrong, Content::String(0))]);
+        assert!(why(by_name).contains("a string is missing"), "{wrong}");
+    }
+    assert!(why(with_symbols(&["contact"], &[(contact, Content::Variable(0))])).contains("plain"));
+}
+
 /// Printed as Datalog these would say more than they do: printing does not escape.
 #[test]
 fn text_smuggles_nothing_in() {
