@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::address::GatewayAddress;
+use crate::cmd::realm::args::RealmCommand;
 
 /// What `macula --help` shows below the commands.
 const AFTER_HELP: &str = "\
@@ -49,6 +50,9 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Measure the round trip to a gateway or a peer
     Ping(PingArgs),
+    /// Guarded realms: root keys, issuer tokens, grants, revocations
+    #[command(subcommand)]
+    Realm(RealmCommand),
     /// Create a key file, or show the id of one
     Keygen(KeygenArgs),
     /// Measure throughput and latency
@@ -456,7 +460,7 @@ pub(crate) struct BenchWorkerArgs {
 }
 
 /// Parses a duration; a bare number means seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     macula_gateway::human::parse_duration(text).map_err(|e| e.to_string())
 }
 
@@ -497,6 +501,16 @@ mod tests {
             "macula status --json",
             "macula ping -c 2",
             "macula ping -n 2",
+            "macula realm new com.example --out root",
+            "macula realm issuer --root root --allow publish:a.** --deny call:b --valid 30d",
+            "macula realm issuer --issuer token --contact ops@example.com --out token2",
+            "macula realm grant --issuer token --for key --valid 1h --out grant",
+            "macula realm grant --root root --for key -a call:x",
+            "macula realm grant --from grant --allow call:x",
+            "macula realm renew --issuer token grant --valid 2h",
+            "macula realm revoke --root root --revocations record --grant grant -g localhost",
+            "macula realm rotate --root root --revocations record",
+            "macula realm show a b --json",
             "macula keygen --out key --force",
             "macula keygen --show key",
             "macula bench pubsub --size 1024 --subscribers 3 --seconds 1 --qos 1 --rate 100 --json",
@@ -523,6 +537,17 @@ mod tests {
             "macula serve -g localhost -r lab p",
             "macula serve -g localhost -r lab p --echo --command cat",
             "macula call -g localhost -r lab p --timeout soon",
+            "macula realm new two/names",
+            "macula realm issuer",
+            "macula realm issuer --root a --issuer b",
+            "macula realm issuer --root a --allow everything:x",
+            "macula realm issuer --root a --allow publish",
+            "macula realm grant --root a",
+            "macula realm grant --for key",
+            "macula realm grant --root a --from b --for key",
+            "macula realm grant --from b --for key",
+            "macula realm revoke --root a --revocations b --block 12",
+            "macula realm revoke --root a ybn",
             "macula keygen --show a --out b",
             "macula gateway --realm two\u{1}words",
         ] {

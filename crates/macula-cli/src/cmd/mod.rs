@@ -6,6 +6,7 @@ pub(crate) mod gateway;
 pub(crate) mod keygen;
 pub(crate) mod ping;
 pub(crate) mod publish;
+pub(crate) mod realm;
 pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod subscribe;

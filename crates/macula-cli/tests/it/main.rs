@@ -7,6 +7,7 @@ mod faults;
 mod gateway;
 mod harness;
 mod lines;
+mod realm;
 mod round_trips;
 mod shows;
 mod trust;
