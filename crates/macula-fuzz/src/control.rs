@@ -397,7 +397,13 @@ impl Bench {
         | Action::FinishStream { link, .. }
         | Action::ResetStream { link, .. }
         | Action::CloseLink { link, .. }) = action;
-        let peer = self.links.get_mut(&link).unwrap_or_else(|| panic!("{action:?}: it is gone"));
+        let Some(peer) = self.links.get_mut(&link) else {
+            // a stream went with its link
+            let is_late =
+                matches!(action, Action::FinishStream { .. } | Action::ResetStream { .. });
+            assert!(is_late, "{action:?}: it is gone");
+            return;
+        };
         match action {
             Action::OpenLanes { .. } => peer.is_ready = true,
             Action::Pause { channel, .. } => drop(peer.paused.insert(channel)),
