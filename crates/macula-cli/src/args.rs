@@ -367,6 +367,8 @@ pub(crate) enum BenchCommand {
     Pubsub(BenchPubsubArgs),
     /// Calls through the gateway to a provider
     Rpc(BenchRpcArgs),
+    /// Random load and trouble for minutes, checked against what must hold
+    Soak(BenchSoakArgs),
 }
 
 /// What both benchmarks take.
@@ -421,6 +423,22 @@ pub(crate) struct BenchRpcArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct BenchSoakArgs {
+    /// How long, minutes; settling and looking for leaks come on top, about half a minute
+    #[arg(long, default_value_t = 3.0, value_parser = minutes)]
+    pub(crate) minutes: f64,
+    /// Seed of all choices (default: a new one, which is printed)
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Nodes, each a connection of its own
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(4..=64))]
+    pub(crate) nodes: u8,
+    /// Print one JSON object at the end
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct CompletionArgs {
     /// Which shell
     #[arg(value_enum)]
@@ -462,6 +480,13 @@ pub(crate) struct BenchWorkerArgs {
 /// Parses a duration; a bare number means seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     macula_gateway::human::parse_duration(text).map_err(|e| e.to_string())
+}
+
+/// Parses minutes, a day at most.
+fn minutes(text: &str) -> Result<f64, String> {
+    let minutes: f64 = text.parse().map_err(|_| "write a number, for example 0.5".to_owned())?;
+    let is_good = (0.01..=1440.0).contains(&minutes);
+    if is_good { Ok(minutes) } else { Err("between 0.01 and 1440".to_owned()) }
 }
 
 /// Parses a realm's name.

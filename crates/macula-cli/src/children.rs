@@ -136,6 +136,11 @@ impl Process {
 
     /// Closes its stdin, which asks it to end, and waits; kills it when that takes too long.
     pub(crate) async fn end(mut self) -> Result<()> {
+        self.stop().await
+    }
+
+    /// As [`Process::end`].
+    async fn stop(&mut self) -> Result<()> {
         drop(self.stdin.take());
         match timeout(END_TIMEOUT, self.child.wait()).await {
             Ok(status) => {
@@ -199,7 +204,12 @@ impl GatewayProcess {
         self.process.kill().await
     }
 
-    /// Starts it again after [`GatewayProcess::kill`], with the same key and port.
+    /// Lets it drain; it can be started again.
+    pub(crate) async fn stop(&mut self) -> Result<()> {
+        self.process.stop().await
+    }
+
+    /// Starts it again after [`GatewayProcess::kill`] or [`GatewayProcess::stop`], with the same key and port.
     pub(crate) async fn restart(&mut self) -> Result<()> {
         let listen = self.address.host_port();
         let (process, address) = Self::spawn(&self.home, &listen).await?;

@@ -1,9 +1,11 @@
 //! `macula bench`: whole processes, real sockets, all encrypted.
 //!
 //! Without a gateway given, one is started on loopback. Publisher, subscribers, provider and caller
-//! are processes of their own, so that CPU time can be told apart.
+//! are processes of their own, so that CPU time can be told apart. `soak` measures nothing: it looks
+//! for what does not hold.
 
 mod protocol;
+mod soak;
 mod worker;
 
 use std::path::Path;
@@ -42,12 +44,13 @@ pub(crate) async fn run(command: BenchCommand) -> Result<(), Failure> {
     let mut stop = StopSignal::listen()?;
     let measure = async {
         match &command {
-            BenchCommand::Pubsub(args) => pubsub(args).await,
-            BenchCommand::Rpc(args) => rpc(args).await,
+            BenchCommand::Pubsub(args) => pubsub(args).await.map_err(Failure::from),
+            BenchCommand::Rpc(args) => rpc(args).await.map_err(Failure::from),
+            BenchCommand::Soak(args) => Box::pin(soak::run(args)).await,
         }
     };
     tokio::select! {
-        done = measure => Ok(done?),
+        done = measure => done,
         signal = stop.received() => {
             Err(Failure::new(Exit::Failure, format!("interrupted by {signal}"), ""))
         }

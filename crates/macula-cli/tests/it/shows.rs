@@ -54,3 +54,16 @@ fn benchmarks_give_their_figures() {
         assert!(figures["cpu_us_per_message"]["gateway"].is_number(), "{figures}");
     }
 }
+
+#[test]
+fn a_soak_run_finds_nothing_and_says_what_it_checked() {
+    let home = tempfile::tempdir().unwrap();
+    let arguments = ["bench", "soak", "--minutes", "0.1", "--seed", "7", "--json"];
+    let done = run(home.path(), &arguments).expect_code(0);
+    let figures: serde_json::Value = serde_json::from_str(&done.text()).unwrap();
+    assert_eq!((&figures["bench"], &figures["seed"]), (&"soak".into(), &7.into()));
+    assert_eq!((&figures["violations"], &figures["restarts"]), (&0.into(), &2.into()));
+    for name in ["operations", "published", "received", "deliveries_checked", "calls"] {
+        assert!(figures[name].as_u64().unwrap() > 0, "{name}: {figures}");
+    }
+}
