@@ -535,6 +535,7 @@ impl Node {
     pub(super) fn on_link_down(&mut self, now: Time, link_id: LinkId, reason: &str) {
         let session = self.links.get(&link_id).and_then(|link| link.session);
         self.detach_link(now, link_id);
+        self.remove_providers(link_id);
         let Some(link) = self.links.remove(&link_id) else { return };
         for timer in [
             Timer::Handshake(link_id),
@@ -562,7 +563,6 @@ impl Node {
             // large messages that a flush waited for cannot arrive any more
             self.finish_flushes();
         }
-        self.remove_providers(link_id);
         if let Some(session) = session
             && link.said_goodbye
         {

@@ -428,6 +428,27 @@ fn items_flow_both_ways_in_order_and_the_result_comes_last() {
 }
 
 #[test]
+fn a_provider_whose_link_broke_is_forgotten() {
+    let mut world = World::new();
+    let router = world.router();
+    let (caller, provider) = (world.leaf(router), world.leaf(router));
+    world.register(provider, "echo", 4);
+    world.settle();
+    // more often than a call is tried
+    for _ in 0..20 {
+        world.cut(provider, router);
+        world.settle();
+        assert_eq!(world.node(router).status().realms[0].registrations, 0);
+        let call = world.call(caller, "echo", "");
+        world.settle();
+        assert_eq!(failure_of(&world, caller, call).class, ErrorClass::NoProvider);
+        world.connect(provider, router);
+        world.settle();
+    }
+    assert_eq!(world.node(router).status().realms[0].registrations, 1);
+}
+
+#[test]
 fn arguments_and_results_that_no_stream_can_carry_end_the_call_and_no_link() {
     let mut world = World::new();
     let router = world.router();
