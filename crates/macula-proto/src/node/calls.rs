@@ -238,6 +238,12 @@ impl Node {
     }
 
     pub(super) fn on_register(&mut self, now: Time, link_id: LinkId, register: Register) {
+        // a number that is used again stands for something else from now on
+        let key = (register.realm, register.registration);
+        let known = self.links.get(&link_id).and_then(|link| link.registrations.get(&key));
+        if known.is_some_and(|known| known.as_str() != register.procedure) {
+            self.on_unregister(link_id, register.realm, register.registration);
+        }
         let refusal = self
             .charge_change(now, link_id)
             .and_then(|()| self.admit_registration(link_id, &register))

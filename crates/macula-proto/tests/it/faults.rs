@@ -262,6 +262,24 @@ fn subscriptions_and_registrations_have_a_limit() {
 }
 
 #[test]
+fn a_registration_with_a_used_number_replaces_the_one_before() {
+    let mut node = router();
+    for number in 0..20 {
+        let register = Register {
+            realm: realm().tag(),
+            registration: 1,
+            procedure: format!("p{number}"),
+            concurrency: 1,
+        };
+        hears(&mut node, Channel::Control, &Message::Register(register));
+    }
+    assert_eq!(node.status().realms[0].registrations, 1);
+    let realm = realm().tag();
+    hears(&mut node, Channel::Control, &Message::Unregister { realm, registration: 1 });
+    assert_eq!(node.status().realms[0].registrations, 0);
+}
+
+#[test]
 fn acknowledging_what_was_never_sent_closes_the_link() {
     for message in [
         Message::DeliverAck { lane: 1, frames: 1 },
