@@ -424,10 +424,16 @@ impl Bench {
         }
     }
 
-    /// All links break, the application gives up nothing, and time passes.
+    /// All links break, the application ends what would never end, and time passes.
     fn finish(mut self) {
         for link in self.links.keys().copied().collect::<Vec<_>>() {
             self.link_down(link);
+        }
+        for number in self.subscriptions.clone() {
+            self.command(Command::Unsubscribe { subscription: SubscriptionId(number) });
+        }
+        for number in self.registrations.clone() {
+            self.command(Command::Unregister { registration: RegistrationId(number) });
         }
         let mut wakes = 0;
         while let Some((at, kind)) = self.node.poll_timeout() {
@@ -437,7 +443,12 @@ impl Bench {
             assert!(wakes < WAKES_MAX, "a node without links is never at rest: {kind:?}");
         }
         assert!(self.open.is_empty(), "calls without end at a {:?}: {:?}", self.role, self.open);
-        assert!(self.node.status().links.is_empty());
+        let status = self.node.status();
+        assert!(status.links.is_empty());
+        for realm in status.realms {
+            let left = (realm.peers, realm.subscriptions, realm.registrations);
+            assert_eq!(left, (0, 0, 0), "peers, subscriptions, registrations");
+        }
     }
 }
 
