@@ -491,6 +491,32 @@ impl Play {
         for ((who, call), made) in &self.calls {
             assert!(made.is_done, "{call:?} of {who} to {} never ends", made.procedure);
         }
+        self.leave();
+    }
+
+    /// The leaves say goodbye, the router's application ends what it had: nothing may be left.
+    fn leave(mut self) {
+        let router = self.router;
+        for leaf in self.leaves {
+            self.shut_down(leaf, 0);
+        }
+        for (who, subscription) in self.handles.keys().copied().collect::<Vec<_>>() {
+            if who == router {
+                self.world.command(who, Command::Unsubscribe { subscription });
+            }
+        }
+        for (who, registration) in self.services.keys().copied().collect::<Vec<_>>() {
+            if who == router {
+                self.world.command(who, Command::Unregister { registration });
+            }
+        }
+        self.world.run_for(Duration::from_secs(30));
+        let status = self.world.node(router).status();
+        assert!(status.links.is_empty(), "{:?}", status.links);
+        for realm in status.realms {
+            let left = (realm.peers, realm.subscriptions, realm.registrations);
+            assert_eq!(left, (0, 0, 0), "peers, subscriptions, registrations");
+        }
     }
 }
 
