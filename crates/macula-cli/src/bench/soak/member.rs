@@ -185,7 +185,7 @@ impl Member {
                 for message in batch {
                     opened.got(&model, &message);
                 }
-                if opened.is_deaf && dice.once_in(4) {
+                if opened.is_deaf && dice.once_in(15) {
                     let silence = Duration::from_millis(dice.below(14_000) as u64);
                     tokio::time::sleep(silence).await;
                 }
@@ -319,29 +319,10 @@ impl Member {
                 }
             });
             let patience = given_up.unwrap_or(deadline + CALL_GRACE);
-            let name = PROCEDURES[index];
             match tokio::time::timeout(patience, asking).await {
-                Ok(Ok(true)) if name != "fail" => {
-                    model.calls_good.fetch_add(1, Ordering::Relaxed);
-                }
-                Ok(Err(CallError::Refused { code: REFUSAL, .. })) if name == "fail" => {
-                    model.calls_good.fetch_add(1, Ordering::Relaxed);
-                }
-                Ok(Ok(_)) => model.violated(format!("call {head:?} to {name}: a wrong answer")),
-                Ok(Err(
-                    error @ (CallError::Refused { .. }
-                    | CallError::Internal { .. }
-                    | CallError::Denied { .. }
-                    | CallError::Other { .. }
-                    | CallError::TooLarge { .. }
-                    | CallError::BadName(_)),
-                )) => model.violated(format!("call {head:?} to {name}: {error}")),
-                Err(_) if given_up.is_none() => {
-                    model.violated(format!("call {head:?} to {name} never ended"));
-                }
-                Ok(Err(_)) | Err(_) => {
-                    model.calls_failed.fetch_add(1, Ordering::Relaxed);
-                }
+                Ok(answer) => called(&model, head, answer),
+                Err(_) if given_up.is_some() => model.failed("given up"),
+                Err(_) => model.violated(format!("call {head:?} never ended")),
             }
         });
     }
@@ -445,6 +426,25 @@ fn begin(model: &Model, realm: usize, index: usize, request: &Request) -> Result
             model.violated(format!("{name} in {} was called with {head:?}", REALMS[realm]));
             Err(Refusal::new(1, "not for me"))
         }
+    }
+}
+
+/// Whether the end of a call is one that it may have.
+fn called(model: &Model, head: Head, answer: Result<bool, CallError>) {
+    let name = PROCEDURES[usize::from(head.topic)];
+    let good = || {
+        model.calls_good.fetch_add(1, Ordering::Relaxed);
+    };
+    match answer {
+        Ok(true) if name != "fail" => good(),
+        Err(CallError::Refused { code: REFUSAL, .. }) if name == "fail" => good(),
+        Ok(_) => model.violated(format!("call {head:?} to {name}: a wrong answer")),
+        Err(CallError::NoProvider) => model.failed("no provider"),
+        Err(CallError::Unreachable { .. }) => model.failed("unreachable"),
+        Err(CallError::Deadline { .. }) => model.failed("deadline"),
+        Err(CallError::Busy { .. }) => model.failed("busy"),
+        Err(CallError::Cancelled { .. } | CallError::Closed) => model.failed("closing"),
+        Err(error) => model.violated(format!("call {head:?} to {name}: {error}")),
     }
 }
 

@@ -403,6 +403,7 @@ fn report(
             "operations": counts.operations, "published": counts.published,
             "received": counts.received, "deliveries_checked": counts.checked,
             "calls": counts.calls_good, "calls_failed": counts.calls_failed,
+            "call_failures": model.failures(),
             "restarts": summary.restarts,
             "gateway_resident_bytes_max": samples.resident_bytes_max,
             "violations": counts.violations, "told": model.told(),
@@ -424,6 +425,11 @@ fn report(
         human(counts.calls_failed),
         human(counts.checked),
     ))?;
+    let why = model.failures();
+    if !why.is_empty() {
+        let why: Vec<String> = why.iter().map(|(why, count)| format!("{why} {count}")).collect();
+        out::line(format_args!("  errors  {}", why.join("   ")))?;
+    }
     let megabytes = samples.resident_bytes_max as f64 / 1e6;
     out::line(format_args!("  gateway memory  at most {megabytes:.1} MB"))?;
     match counts.violations {

@@ -11,7 +11,7 @@
 //! unless the gateway started more than once meanwhile: its second crash may meet messages that
 //! only the first successor had. What is still on its way may take [`ARRIVAL_MAX`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,6 +46,8 @@ pub(super) struct Model {
     pub(super) received: AtomicU64,
     pub(super) calls_good: AtomicU64,
     pub(super) calls_failed: AtomicU64,
+    /// Why they did.
+    failures: Mutex<BTreeMap<&'static str, u64>>,
     /// Pairs of a QoS 1 message and a handle that must have it, and has.
     pub(super) checked: AtomicU64,
     pub(super) violations: AtomicU64,
@@ -83,6 +85,16 @@ impl Model {
 
     pub(super) fn told(&self) -> Vec<String> {
         lock(&self.told).clone()
+    }
+
+    /// A call ended without an answer, as it may.
+    pub(super) fn failed(&self, why: &'static str) {
+        self.calls_failed.fetch_add(1, Ordering::Relaxed);
+        *lock(&self.failures).entry(why).or_default() += 1;
+    }
+
+    pub(super) fn failures(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.failures).clone()
     }
 
     /// A number for a publisher that is new.
