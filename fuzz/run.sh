@@ -14,8 +14,6 @@ cd "$(dirname "$0")/.."
 SECONDS_PER_TARGET=${2:-60}
 SANITIZER=${FUZZ_SANITIZER:-address}
 MAX_LEN=${FUZZ_MAX_LEN:-4096}
-# cargo-fuzz wants nightly's flags; our stable toolchain has them behind this switch.
-export RUSTC_BOOTSTRAP=1
 
 known() { sed -n 's/^name = "\([a-z]*\)"$/\1/p' fuzz/Cargo.toml; }
 if [ "${1:-all}" = all ]; then
@@ -30,8 +28,9 @@ fi
 if ! command -v cargo-fuzz > /dev/null; then
   cargo install cargo-fuzz --locked || exit 1
 fi
+# It wants nightly's flags; our stable toolchain has them behind this switch, and AddressSanitizer too.
+export RUSTC_BOOTSTRAP=1
 mkdir -p fuzz/found
-# shellcheck disable=SC2086
 cargo fuzz build --sanitizer "$SANITIZER" || exit 1
 
 failed=0
