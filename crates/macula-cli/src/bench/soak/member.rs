@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use macula::{
@@ -12,7 +12,7 @@ use macula::{
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::dice::Dice;
-use super::model::{Handle, Head, Model, PATTERNS, Presence, Proof, REALMS, TOPICS, lock};
+use super::model::{Handle, Head, Model, Offer, PATTERNS, Presence, Proof, REALMS, TOPICS, lock};
 
 /// Starting a node gives up after this; the gateway may be down just then.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,7 +40,7 @@ pub(super) struct Member {
     /// the same order.
     lines: Lines,
     handles: Vec<(Arc<Handle>, JoinHandle<()>)>,
-    services: Vec<Service>,
+    services: Vec<(Arc<Offer>, Service)>,
     tasks: JoinSet<()>,
     watch: JoinHandle<()>,
 }
@@ -272,13 +272,19 @@ impl Member {
         };
         // While there is no gateway, this would wait for the next one.
         if let Ok(Ok(service)) = tokio::time::timeout(Duration::from_millis(500), serving).await {
-            self.services.push(service);
+            let (node, opened) = (self.presence.clone(), Instant::now());
+            let is_closed = AtomicBool::new(false);
+            let offer = Arc::new(Offer { realm, procedure: index, node, opened, is_closed });
+            self.model.offered(offer.clone());
+            self.services.push((offer, service));
         }
     }
 
     pub(super) fn unserve(&mut self, dice: &mut Dice) {
         if !self.services.is_empty() {
-            drop(self.services.swap_remove(dice.below(self.services.len())));
+            let (offer, service) = self.services.swap_remove(dice.below(self.services.len()));
+            offer.is_closed.store(true, Ordering::Release);
+            drop(service);
         }
     }
 
@@ -311,6 +317,7 @@ impl Member {
             .deadline(deadline);
         let given_up = dice.once_in(20).then(|| Duration::from_millis(dice.below(300) as u64));
         let (model, items) = (self.model.clone(), dice.below(20) as u32);
+        let asked = Instant::now();
         self.tasks.spawn(async move {
             let asking = Box::pin(async {
                 match PROCEDURES[index] {
@@ -320,7 +327,7 @@ impl Member {
             });
             let patience = given_up.unwrap_or(deadline + CALL_GRACE);
             match tokio::time::timeout(patience, asking).await {
-                Ok(answer) => called(&model, head, answer),
+                Ok(answer) => called(&model, head, asked, answer),
                 Err(_) if given_up.is_some() => model.failed("given up"),
                 Err(_) => model.violated(format!("call {head:?} never ended")),
             }
@@ -340,11 +347,18 @@ impl Member {
 
     /// Says goodbye.
     pub(super) async fn close(self) {
+        self.expect_nothing();
+        if let Some((_, node)) = self.nodes.first() {
+            node.close().await;
+        }
+    }
+
+    fn expect_nothing(&self) {
         for (handle, _) in &self.handles {
             handle.is_closed.store(true, Ordering::Release);
         }
-        if let Some((_, node)) = self.nodes.first() {
-            node.close().await;
+        for (offer, _) in &self.services {
+            offer.is_closed.store(true, Ordering::Release);
         }
     }
 }
@@ -352,8 +366,8 @@ impl Member {
 /// Without `close` before it, the node vanishes like a program that was killed.
 impl Drop for Member {
     fn drop(&mut self) {
-        for (handle, reader) in &self.handles {
-            handle.is_closed.store(true, Ordering::Release);
+        self.expect_nothing();
+        for (_, reader) in &self.handles {
             reader.abort();
         }
         self.watch.abort();
@@ -430,7 +444,7 @@ fn begin(model: &Model, realm: usize, index: usize, request: &Request) -> Result
 }
 
 /// Whether the end of a call is one that it may have.
-fn called(model: &Model, head: Head, answer: Result<bool, CallError>) {
+fn called(model: &Model, head: Head, asked: Instant, answer: Result<bool, CallError>) {
     let name = PROCEDURES[usize::from(head.topic)];
     let good = || {
         model.calls_good.fetch_add(1, Ordering::Relaxed);
@@ -439,7 +453,9 @@ fn called(model: &Model, head: Head, answer: Result<bool, CallError>) {
         Ok(true) if name != "fail" => good(),
         Err(CallError::Refused { code: REFUSAL, .. }) if name == "fail" => good(),
         Ok(_) => model.violated(format!("call {head:?} to {name}: a wrong answer")),
-        Err(CallError::NoProvider) => model.failed("no provider"),
+        Err(CallError::NoProvider) => {
+            model.nobody_serves(usize::from(head.realm), usize::from(head.topic), asked);
+        }
         Err(CallError::Unreachable { .. }) => model.failed("unreachable"),
         Err(CallError::Deadline { .. }) => model.failed("deadline"),
         Err(CallError::Busy { .. }) => model.failed("busy"),

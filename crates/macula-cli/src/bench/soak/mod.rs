@@ -191,8 +191,8 @@ impl Soak {
             500..800 => member.call(dice),
             800..890 if member.subscriptions() < SUBSCRIPTIONS_MAX => member.subscribe(dice),
             890..950 if member.subscriptions() > REALMS.len() => member.unsubscribe(dice),
-            950..970 if member.services() < SERVICES_MAX => member.serve(dice).await,
-            970..990 => member.unserve(dice),
+            950..973 if member.services() < SERVICES_MAX => member.serve(dice).await,
+            973..990 if index >= STEADY => member.unserve(dice),
             990..995 if index >= STEADY => self.replace(index),
             _ => {}
         }

@@ -10,6 +10,10 @@
 //!
 //! unless the gateway started more than once meanwhile: its second crash may meet messages that
 //! only the first successor had. What is still on its way may take [`ARRIVAL_MAX`].
+//!
+//! Calls end once, as their procedure does or with an error that says why. That nobody serves is
+//! wrong while a node does that has been connected for [`RETURN_MAX`]; and what is not idempotent
+//! runs at most once.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,6 +39,8 @@ const ARRIVAL_MAX: Duration = Duration::from_secs(20);
 /// Handles remember what they got for at least so long: longer than a publisher waits for
 /// `delivered`, and then `ARRIVAL_MAX`.
 const MEMORY: Duration = Duration::from_secs(120);
+/// A node that is connected again offers its procedures again within this.
+const RETURN_MAX: Duration = Duration::from_secs(10);
 /// Violations that are told in full.
 const TOLD_MAX: usize = 20;
 
@@ -56,6 +62,7 @@ pub(super) struct Model {
     publishers: Mutex<Vec<EndpointId>>,
     handles: Mutex<Vec<Arc<Handle>>>,
     proofs: Mutex<Vec<Proof>>,
+    offers: Mutex<Vec<Arc<Offer>>>,
     gateway_starts: Mutex<Vec<Instant>>,
     /// How often the calls ran that must run once.
     runs: Mutex<HashMap<u64, u32>>,
@@ -91,6 +98,32 @@ impl Model {
     pub(super) fn failed(&self, why: &'static str) {
         self.calls_failed.fetch_add(1, Ordering::Relaxed);
         *lock(&self.failures).entry(why).or_default() += 1;
+    }
+
+    /// A caller that asked at `asked` heard that nobody serves a procedure. Nobody does?
+    pub(super) fn nobody_serves(&self, realm: usize, procedure: usize, asked: Instant) {
+        self.failed("no provider");
+        let since = asked.checked_sub(RETURN_MAX).unwrap_or(asked);
+        if lock(&self.gateway_starts).iter().any(|at| *at >= since) {
+            return;
+        }
+        let mut offers = lock(&self.offers);
+        offers.retain(|offer| !offer.is_closed.load(Ordering::Acquire));
+        let serves = |offer: &&Arc<Offer>| {
+            (offer.realm, offer.procedure) == (realm, procedure)
+                && offer.opened < asked
+                && offer.node.had_no_gap_since(since)
+        };
+        let Some(number) = offers.iter().find(serves).map(|offer| offer.node.number) else {
+            return;
+        };
+        drop(offers);
+        let realm = REALMS[realm];
+        self.violated(format!("nobody serves procedure {procedure} in {realm}, but {number} does"));
+    }
+
+    pub(super) fn offered(&self, offer: Arc<Offer>) {
+        lock(&self.offers).push(offer);
     }
 
     pub(super) fn failures(&self) -> BTreeMap<&'static str, u64> {
@@ -285,6 +318,16 @@ impl Handle {
     }
 }
 
+/// A procedure that is served; its gateway knows.
+#[derive(Debug)]
+pub(super) struct Offer {
+    pub(super) realm: usize,
+    pub(super) procedure: usize,
+    pub(super) node: Arc<Presence>,
+    pub(super) opened: Instant,
+    pub(super) is_closed: AtomicBool,
+}
+
 /// When a node was without a connection.
 #[derive(Debug)]
 pub(super) struct Presence {
@@ -308,6 +351,10 @@ impl Presence {
         if let Some((_, end)) = lock(&self.gaps).last_mut() {
             end.get_or_insert_with(Instant::now);
         }
+    }
+
+    fn had_no_gap_since(&self, since: Instant) -> bool {
+        lock(&self.gaps).last().is_none_or(|(_, end)| end.is_some_and(|end| end < since))
     }
 
     fn was_present_since(&self, since: Instant) -> bool {
@@ -451,6 +498,26 @@ mod tests {
         node.back();
         assert!(!node.was_present_since(began));
         assert!(node.was_present_since(Instant::now()), "later messages are owed again");
+    }
+
+    #[test]
+    fn that_nobody_serves_is_wrong_while_somebody_does() {
+        let (model, node) = (Model::default(), Presence::new(0));
+        let violations = || model.violations.load(Ordering::Relaxed);
+        let (opened, is_closed) = (Instant::now(), AtomicBool::new(false));
+        let offer =
+            Arc::new(Offer { realm: 1, procedure: 2, node: node.clone(), opened, is_closed });
+        model.offered(offer.clone());
+        model.nobody_serves(1, 1, Instant::now());
+        model.nobody_serves(0, 2, Instant::now());
+        assert_eq!(violations(), 0, "others do");
+        model.nobody_serves(1, 2, Instant::now());
+        assert_eq!(violations(), 1);
+        node.lost();
+        model.nobody_serves(1, 2, Instant::now());
+        offer.is_closed.store(true, Ordering::Release);
+        model.nobody_serves(1, 2, Instant::now());
+        assert_eq!(violations(), 1);
     }
 
     #[test]
