@@ -232,7 +232,7 @@ async fn a_revoked_member_is_out_at_once_and_after_a_restart() {
     let record = owner.revoke(&bobs_key);
     let began = Instant::now();
     let call = alice.call_with("macula.revoke");
-    let answer = within(call.send(record.as_bytes().to_vec())).await.unwrap();
+    let answer = within(call.arg(record.as_bytes().to_vec()).send()).await.unwrap();
     assert_eq!(answer, r#"{"sequence":1}"#);
     let reason = event(&mut lost, |event| match event {
         Event::Disconnected { reason, .. } => Some(reason.clone()),
