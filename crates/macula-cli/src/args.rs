@@ -106,6 +106,9 @@ pub(crate) struct ConnectArgs {
     /// Key file that gives this program a lasting identity; a new one each run without it
     #[arg(short, long, env = "MACULA_KEY", value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
+    /// Grant for a guarded realm, made for the key in --key; a renewed one in its place is noticed
+    #[arg(long, env = "MACULA_GRANT", value_name = "FILE", requires = "key")]
+    pub(crate) grant: Option<PathBuf>,
     /// Give up connecting after this
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub(crate) connect_timeout: Duration,
@@ -114,9 +117,16 @@ pub(crate) struct ConnectArgs {
 /// The realm to work in.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct RealmArg {
-    /// Realm, for example com.example.energy
-    #[arg(short, long, env = "MACULA_REALM", value_name = "REALM", value_parser = realm)]
-    pub(crate) realm: String,
+    /// Realm, for example com.example.energy; with --grant, the one that the grant is for
+    #[arg(
+        short,
+        long,
+        env = "MACULA_REALM",
+        value_name = "REALM",
+        value_parser = realm,
+        required_unless_present = "grant"
+    )]
+    pub(crate) realm: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -124,14 +134,15 @@ pub(crate) struct GatewayArgs {
     /// UDP address to listen on; port 0 takes a free one (default `[::]:4433`)
     #[arg(long, env = "MACULA_LISTEN", value_name = "ADDR:PORT")]
     pub(crate) listen: Option<String>,
-    /// Admit this open realm; may be repeated. Without it, any open realm is admitted
+    /// Admit this open realm, or this guarded one (NAME@ROOTKEY); may be repeated. Without it, any
+    /// open realm is admitted, and any guarded one that a peer has a grant for
     #[arg(
         short,
         long,
         env = "MACULA_REALM",
-        value_name = "NAME",
+        value_name = "REALM",
         value_delimiter = ',',
-        value_parser = realm
+        value_parser = hosted_realm
     )]
     pub(crate) realm: Vec<String>,
     /// Configuration file (TOML); flags and environment win over it
@@ -475,6 +486,12 @@ pub(crate) struct BenchWorkerArgs {
     /// What to do, as JSON
     #[arg(long)]
     pub(crate) job: String,
+}
+
+/// Parses a realm that a gateway shall admit.
+fn hosted_realm(text: &str) -> Result<String, String> {
+    macula_gateway::config::check_realm(text).map_err(|e| e.to_string())?;
+    Ok(text.to_owned())
 }
 
 /// Parses a duration; a bare number means seconds.

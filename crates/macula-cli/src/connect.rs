@@ -16,9 +16,15 @@ use crate::{known, out};
 pub(crate) async fn node(
     gateway: &GatewayAddress,
     args: &ConnectArgs,
-    realm: &str,
+    realm: Option<&str>,
 ) -> Result<(Node, Watch), Failure> {
-    let builder = builder(gateway, args)?.realm(realm);
+    let mut builder = builder(gateway, args)?;
+    if let Some(realm) = realm {
+        builder = builder.realm(realm);
+    }
+    if let Some(path) = &args.grant {
+        builder = builder.grant_file(path);
+    }
     let node = builder.start().await.map_err(|error| start_failure(gateway, error))?;
     let watch = Watch::start(node.events());
     Ok((node, watch))
@@ -33,13 +39,13 @@ pub(crate) enum Asker {
 }
 
 impl Asker {
-    /// Connects to a gateway, as a member of `realm` if one is given.
+    /// Connects to a gateway, as a member of `realm`, or of the grant's realm, if one is given.
     pub(crate) async fn connect(
         gateway: &GatewayAddress,
         args: &ConnectArgs,
         realm: Option<&str>,
     ) -> Result<Self, Failure> {
-        if let Some(realm) = realm {
+        if realm.is_some() || args.grant.is_some() {
             let (node, watch) = node(gateway, args, realm).await?;
             return Ok(Self::Member(node, watch));
         }
@@ -202,6 +208,9 @@ fn told(event: &Event) -> Told {
             let error = StartError::Denied { realm: realm.clone(), reason: reason.clone() };
             Told::Fatal(error.into())
         }
+        Event::RenewalRefused { realm, reason } => Told::Note(format!(
+            "realm {realm}: the renewed grant is not taken ({reason}); the one before still holds"
+        )),
         Event::SubscriptionRefused { pattern, code, reason } => {
             let error = macula::SubscribeError::Refused { code: *code, reason: reason.clone() };
             Told::Refused(Failure::from(error).context(pattern))

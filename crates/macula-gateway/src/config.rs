@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use macula::GuardedRealm;
+
 use crate::human;
 
 /// The UDP port that gateways listen on unless told otherwise.
@@ -30,9 +32,15 @@ pub struct GatewayConfig {
     /// relative path counts from the working directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<PathBuf>,
-    /// Open realms that are admitted, by name. Default: none named, and then *any* open realm that
-    /// a peer asks for is admitted, up to [`Limits::realms_max`].
+    /// Realms that are admitted: open ones by name, guarded ones as `NAME@ROOTKEY`. Default: none
+    /// named, and then *any* open realm that a peer asks for is admitted, and any guarded one that it
+    /// has a grant for, up to [`Limits::realms_max`].
     pub realms: Vec<String>,
+    /// Folder for the latest record of revocations of each guarded realm. Default: `revocations`
+    /// beside the key file. Without the records of before, whoever was revoked gets in again until
+    /// its grant expires: keep them, back them up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revocations: Option<PathBuf>,
     /// Limits of memory and patience.
     pub limits: Limits,
     /// What one peer and one realm may take, and all together.
@@ -157,6 +165,7 @@ impl Default for GatewayConfig {
             listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), DEFAULT_PORT),
             key: None,
             realms: Vec::new(),
+            revocations: None,
             limits: Limits::default(),
             quotas: Quotas::default(),
             drain: Drain::default(),
@@ -244,6 +253,14 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A guarded realm is not written as it should be.
+    #[error("realm `{realm}`: {reason}")]
+    GuardedRealm {
+        /// What was given.
+        realm: String,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 impl GatewayConfig {
@@ -321,7 +338,7 @@ impl GatewayConfig {
                 range: format!("at most limits.realms_max = {}", l.realms_max),
             });
         }
-        self.realms.iter().try_for_each(|name| check_realm_name(name))
+        self.realms.iter().try_for_each(|realm| check_realm(realm))
     }
 
     /// The configuration as TOML, every value spelt out.
@@ -334,6 +351,21 @@ impl fmt::Display for GatewayConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.to_toml())
     }
+}
+
+/// Checks a realm that a gateway shall admit: the name of an open one, or `NAME@ROOTKEY`.
+///
+/// # Errors
+/// [`ConfigError::Realm`] and [`ConfigError::GuardedRealm`].
+pub fn check_realm(realm: &str) -> Result<(), ConfigError> {
+    if !realm.contains('@') {
+        return check_realm_name(realm);
+    }
+    let parsed: Result<GuardedRealm, _> = realm.parse();
+    parsed.map(|_| ()).map_err(|error| ConfigError::GuardedRealm {
+        realm: realm.to_owned(),
+        reason: error.to_string(),
+    })
 }
 
 /// Checks a realm's name: 1 to 128 ASCII letters, digits, `.`, `-` and `_`.
@@ -458,6 +490,9 @@ mod tests {
     fn realm_names_are_checked() {
         assert!(error_of("realms = [\"\"]").contains("empty"));
         assert!(error_of("realms = [\"two words\"]").contains("only ASCII"));
+        assert!(error_of("realms = [\"a@b\"]").contains("root key"));
+        let guarded = format!("com.example.plant@{}", "y".repeat(52));
+        check_realm(&guarded).unwrap();
         assert!(check_realm_name(&"x".repeat(129)).is_err());
         assert!(check_realm_name("com.example.energy").is_ok());
     }

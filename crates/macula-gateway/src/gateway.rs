@@ -103,8 +103,12 @@ impl Gateway {
             builder = builder.any_open_realm();
         }
         for realm in &config.realms {
-            builder = builder.realm(realm);
+            builder = match realm.parse() {
+                Ok(guarded) => builder.guarded_realm(guarded),
+                Err(_) => builder.realm(realm),
+            };
         }
+        builder = builder.revocations_dir(revocations_dir(&config, &key_path));
         let builder = builder.limits(|core| set_limits(core, &config));
         let router = builder.start().await.map_err(GatewayError::Start)?;
         Ok(Self { router, config, key_path })
@@ -166,6 +170,14 @@ impl Gateway {
                         tracing::info!(%peer, reason, "peer disconnected");
                         told(Told::PeerDisconnected(peer));
                     }
+                    Some(Event::Expelled { peer, realm, reason }) => {
+                        tracing::info!(%peer, realm, reason, "peer put out of a guarded realm");
+                        told(Told::Expelled { peer, realm, reason });
+                    }
+                    Some(Event::Revoked { realm, sequence, expelled }) => {
+                        tracing::info!(realm, sequence, expelled, "new record of revocations");
+                        told(Told::Revoked { realm, sequence, expelled });
+                    }
                     Some(Event::Closed { failure }) => return End::Failed(failure),
                     Some(event) => tracing::debug!(?event, "event"),
                     None => return End::Failed(None),
@@ -193,6 +205,12 @@ impl Gateway {
     }
 }
 
+/// Where records of revocations are.
+fn revocations_dir(config: &GatewayConfig, key: &Path) -> PathBuf {
+    let beside = || key.parent().unwrap_or(Path::new("")).join("revocations");
+    config.revocations.clone().unwrap_or_else(beside)
+}
+
 /// What [`Gateway::run_until`] tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -201,6 +219,24 @@ pub enum Told {
     PeerConnected(EndpointId),
     /// A peer is gone.
     PeerDisconnected(EndpointId),
+    /// A peer was put out of a guarded realm: its grant ended or was revoked.
+    Expelled {
+        /// The peer.
+        peer: EndpointId,
+        /// The realm.
+        realm: String,
+        /// Why.
+        reason: String,
+    },
+    /// A newer record of revocations holds.
+    Revoked {
+        /// The realm.
+        realm: String,
+        /// The record's number.
+        sequence: u64,
+        /// How many peers it put out.
+        expelled: usize,
+    },
     /// A signal came; peers are being told.
     Draining {
         /// Its name.

@@ -90,7 +90,8 @@ fn read_grant(path: &Path) -> Result<Grant, String> {
 pub(crate) async fn follow(shared: Arc<Shared>, path: PathBuf, mut known: Grant) {
     let stopping = shared.stopping.clone();
     let following = async {
-        let mut changed_at = modified(&path).await;
+        // The first look reads it whatever the time says: it may have changed since it was loaded.
+        let mut changed_at = None;
         let mut complained = None;
         loop {
             tokio::time::sleep(look_interval(known.expires())).await;

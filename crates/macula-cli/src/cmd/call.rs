@@ -20,7 +20,8 @@ pub(crate) async fn run(args: CallArgs) -> Result<(), Failure> {
         Some("-") => input::payload(macula::MESSAGE_BYTES_MAX).await?,
         Some(text) => Bytes::copy_from_slice(text.as_bytes()),
     };
-    let connected = connect::node(&args.gateway.gateway, &args.gateway.connect, &args.realm.realm);
+    let connected =
+        connect::node(&args.gateway.gateway, &args.gateway.connect, args.realm.realm.as_deref());
     let (node, watch) = connected.await?;
     let call = node
         .call_with(&args.procedure)

@@ -20,8 +20,12 @@ pub(crate) async fn run(args: SubArgs) -> Result<(), Failure> {
     let mut stop = StopSignal::listen()?;
     let deadline = args.wait.map(|wait| Instant::now() + wait);
     let opened = async {
-        let (node, watch) =
-            connect::node(&args.gateway.gateway, &args.gateway.connect, &args.realm.realm).await?;
+        let (node, watch) = connect::node(
+            &args.gateway.gateway,
+            &args.gateway.connect,
+            args.realm.realm.as_deref(),
+        )
+        .await?;
         let mut subscriptions = Vec::with_capacity(args.patterns.len());
         for pattern in &args.patterns {
             let builder = node
