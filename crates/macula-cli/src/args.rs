@@ -1,6 +1,6 @@
 //! The command line: every form, flag and default.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -106,9 +106,6 @@ pub(crate) struct ConnectArgs {
     /// Key file that gives this program a lasting identity; a new one each run without it
     #[arg(short, long, env = "MACULA_KEY", value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
-    /// Grant for a guarded realm, made for the key in --key; a renewed one in its place is noticed
-    #[arg(long, env = "MACULA_GRANT", value_name = "FILE", requires = "key")]
-    pub(crate) grant: Option<PathBuf>,
     /// Give up connecting after this
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub(crate) connect_timeout: Duration,
@@ -127,6 +124,23 @@ pub(crate) struct RealmArg {
         required_unless_present = "grant"
     )]
     pub(crate) realm: Option<String>,
+    #[command(flatten)]
+    pub(crate) grant: GrantArg,
+}
+
+/// What to show in a guarded realm.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GrantArg {
+    /// Grant for a guarded realm, made for the key in --key; a renewed one in its place is noticed
+    #[arg(long, env = "MACULA_GRANT", value_name = "FILE", requires = "key")]
+    pub(crate) grant: Option<PathBuf>,
+}
+
+impl RealmArg {
+    /// The realm by name, and the grant, as far as they are given.
+    pub(crate) fn membership(&self) -> (Option<&str>, Option<&Path>) {
+        (self.realm.as_deref(), self.grant.grant.as_deref())
+    }
 }
 
 #[derive(Debug, Args)]
@@ -316,6 +330,8 @@ pub(crate) struct StatusArgs {
     /// Take part in this realm and show it too: gateways show realms only to their members
     #[arg(short, long, value_name = "REALM", value_parser = realm)]
     pub(crate) realm: Option<String>,
+    #[command(flatten)]
+    pub(crate) grant: GrantArg,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -329,11 +345,12 @@ pub(crate) struct PingArgs {
     #[command(flatten)]
     pub(crate) gateway: GatewayOrLocalArg,
     /// Endpoint id of a peer behind the gateway; without it the gateway itself
-    #[arg(requires = "realm")]
     pub(crate) peer: Option<String>,
     /// Realm that the peer is in
     #[arg(short, long, env = "MACULA_REALM", value_name = "REALM", value_parser = realm)]
     pub(crate) realm: Option<String>,
+    #[command(flatten)]
+    pub(crate) grant: GrantArg,
     /// How many times
     #[arg(short = 'n', short_alias = 'c', long, default_value_t = 4,
           value_parser = clap::value_parser!(u32).range(1..))]

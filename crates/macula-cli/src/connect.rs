@@ -16,13 +16,13 @@ use crate::{known, out};
 pub(crate) async fn node(
     gateway: &GatewayAddress,
     args: &ConnectArgs,
-    realm: Option<&str>,
+    (realm, grant): (Option<&str>, Option<&Path>),
 ) -> Result<(Node, Watch), Failure> {
     let mut builder = builder(gateway, args)?;
     if let Some(realm) = realm {
         builder = builder.realm(realm);
     }
-    if let Some(path) = &args.grant {
+    if let Some(path) = grant {
         builder = builder.grant_file(path);
     }
     let node = builder.start().await.map_err(|error| start_failure(gateway, error))?;
@@ -39,14 +39,14 @@ pub(crate) enum Asker {
 }
 
 impl Asker {
-    /// Connects to a gateway, as a member of `realm`, or of the grant's realm, if one is given.
+    /// Connects to a gateway, as a member if a realm or a grant is given.
     pub(crate) async fn connect(
         gateway: &GatewayAddress,
         args: &ConnectArgs,
-        realm: Option<&str>,
+        membership: (Option<&str>, Option<&Path>),
     ) -> Result<Self, Failure> {
-        if realm.is_some() || args.grant.is_some() {
-            let (node, watch) = node(gateway, args, realm).await?;
+        if membership != (None, None) {
+            let (node, watch) = node(gateway, args, membership).await?;
             return Ok(Self::Member(node, watch));
         }
         let visitor = builder(gateway, args)?.visit().await;

@@ -181,8 +181,8 @@ async fn start(
 }
 
 async fn node(args: &BenchWorkerArgs) -> Result<Node> {
-    let connect = ConnectArgs { key: None, grant: None, connect_timeout: CONNECT_TIMEOUT };
-    let (node, _) = connect::node(&args.gateway, &connect, Some(&args.realm)).await?;
+    let connect = ConnectArgs { key: None, connect_timeout: CONNECT_TIMEOUT };
+    let (node, _) = connect::node(&args.gateway, &connect, (Some(&args.realm), None)).await?;
     Ok(node)
 }
 

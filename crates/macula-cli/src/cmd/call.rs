@@ -21,7 +21,7 @@ pub(crate) async fn run(args: CallArgs) -> Result<(), Failure> {
         Some(text) => Bytes::copy_from_slice(text.as_bytes()),
     };
     let connected =
-        connect::node(&args.gateway.gateway, &args.gateway.connect, args.realm.realm.as_deref());
+        connect::node(&args.gateway.gateway, &args.gateway.connect, args.realm.membership());
     let (node, watch) = connected.await?;
     let call = node
         .call_with(&args.procedure)

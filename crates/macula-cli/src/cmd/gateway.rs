@@ -130,8 +130,14 @@ fn announce(args: &GatewayArgs, gateway: &Gateway) -> Result<(), Failure> {
     let reach = addrs.last().copied().unwrap_or(local);
     let gateway = format!("{id}@{reach}");
     out::note(paint.dim("try, in other terminals:"));
-    out::note(format_args!("  macula sub -g {gateway} -r {realm} 'hello.**' -v"));
-    out::note(format_args!("  macula pub -g {gateway} -r {realm} hello.world 'it works'"));
+    let member = if realm.contains('@') {
+        // Each needs a key and a grant of its own.
+        "--key KEYFILE --grant GRANTFILE".to_owned()
+    } else {
+        format!("-r {realm}")
+    };
+    out::note(format_args!("  macula sub -g {gateway} {member} 'hello.**' -v"));
+    out::note(format_args!("  macula pub -g {gateway} {member} hello.world 'it works'"));
     Ok(())
 }
 
@@ -144,6 +150,12 @@ fn tell(json: bool, told: &Told) {
             Told::PeerDisconnected(peer) => {
                 json!({"event": "peer_disconnected", "peer": peer.to_string()})
             }
+            Told::Expelled { peer, realm, reason } => json!({
+                "event": "expelled", "peer": peer.to_string(), "realm": realm, "reason": reason,
+            }),
+            Told::Revoked { realm, sequence, expelled } => json!({
+                "event": "revoked", "realm": realm, "sequence": sequence, "expelled": expelled,
+            }),
             Told::Draining { signal, reconnect_window } => json!({
                 "event": "draining", "signal": signal,
                 "reconnect_window_ms": reconnect_window.as_millis() as u64,
@@ -152,11 +164,22 @@ fn tell(json: bool, told: &Told) {
         };
         // A gateway serves its peers also when nobody reads what it tells.
         out::json(&event).ok();
-    } else if let Told::Draining { signal, reconnect_window } = told {
-        let window = out::human_duration(*reconnect_window);
-        out::note(format_args!(
-            "{signal}: draining; peers come back within {window}. Again to end at once."
-        ));
+        return;
+    }
+    match told {
+        Told::Draining { signal, reconnect_window } => {
+            let window = out::human_duration(*reconnect_window);
+            out::note(format_args!(
+                "{signal}: draining; peers come back within {window}. Again to end at once."
+            ));
+        }
+        Told::Expelled { peer, realm, reason } => {
+            out::note(format_args!("put {peer} out of realm {realm}: {reason}"));
+        }
+        Told::Revoked { realm, sequence, expelled } => out::note(format_args!(
+            "realm {realm}: revocations {sequence} hold now; {expelled} peers were put out"
+        )),
+        _ => {}
     }
 }
 

@@ -20,8 +20,16 @@ pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
     let peer = args.peer.as_deref().map(parse_peer).transpose()?;
     let GatewayOrLocalArg { gateway, connect } = &args.gateway;
     // Peers are seen only by members of their realms.
+    if peer.is_some() && args.realm.is_none() && args.grant.grant.is_none() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "a peer is seen only by members of its realm",
+            "name the realm with --realm NAME, or with --grant FILE",
+        ));
+    }
     let realm = peer.and(args.realm.as_deref());
-    let asker = Asker::connect(gateway, connect, realm).await?;
+    let grant = peer.and(args.grant.grant.as_deref());
+    let asker = Asker::connect(gateway, connect, (realm, grant)).await?;
     let name = match &peer {
         Some(peer) => peer.short(),
         None => gateway.host_port(),

@@ -22,7 +22,7 @@ const BAR_AFTER: Duration = Duration::from_secs(1);
 pub(crate) async fn run(args: PubArgs) -> Result<(), Failure> {
     let mut stop = StopSignal::listen()?;
     let (node, watch) = tokio::select! {
-        connected = connect::node(&args.gateway.gateway, &args.gateway.connect, args.realm.realm.as_deref())
+        connected = connect::node(&args.gateway.gateway, &args.gateway.connect, args.realm.membership())
             => connected?,
         signal = stop.received() => return Err(interrupted(signal)),
     };

@@ -24,12 +24,9 @@ const CODE_SIGNAL_BASE: u16 = 128;
 pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let mut stop = StopSignal::listen()?;
     let opened = async {
-        let (node, watch) = connect::node(
-            &args.gateway.gateway,
-            &args.gateway.connect,
-            args.realm.realm.as_deref(),
-        )
-        .await?;
+        let (node, watch) =
+            connect::node(&args.gateway.gateway, &args.gateway.connect, args.realm.membership())
+                .await?;
         let builder = node.service(&args.procedure).concurrency(args.concurrency);
         let service = match &args.answer.command {
             None => builder.serve(|request: Request| async move { Ok(request.payload) }).await?,

@@ -16,7 +16,9 @@ const STATS_PROCEDURE: &str = "macula.stats";
 /// Shows what a gateway is connected to.
 pub(crate) async fn run(args: StatusArgs) -> Result<(), Failure> {
     let GatewayOrLocalArg { gateway, connect } = &args.gateway;
-    let asker = Asker::connect(gateway, connect, args.realm.as_deref()).await?;
+    let asker =
+        Asker::connect(gateway, connect, (args.realm.as_deref(), args.grant.grant.as_deref()))
+            .await?;
     let answer = asker.builtin(STATS_PROCEDURE).deadline(args.timeout).send().await;
     asker.close().await;
     let text = answer.map_err(|e| Failure::from(e).context("ask the gateway for its status"))?;

@@ -20,12 +20,9 @@ pub(crate) async fn run(args: SubArgs) -> Result<(), Failure> {
     let mut stop = StopSignal::listen()?;
     let deadline = args.wait.map(|wait| Instant::now() + wait);
     let opened = async {
-        let (node, watch) = connect::node(
-            &args.gateway.gateway,
-            &args.gateway.connect,
-            args.realm.realm.as_deref(),
-        )
-        .await?;
+        let (node, watch) =
+            connect::node(&args.gateway.gateway, &args.gateway.connect, args.realm.membership())
+                .await?;
         let mut subscriptions = Vec::with_capacity(args.patterns.len());
         for pattern in &args.patterns {
             let builder = node

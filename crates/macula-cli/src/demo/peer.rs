@@ -127,8 +127,8 @@ impl Peer {
             nodes.insert(realm.to_owned(), node.clone());
             return Ok(node);
         }
-        let connect = ConnectArgs { key: None, grant: None, connect_timeout: CALL_DEADLINE };
-        let (node, _) = connect::node(&self.args.gateway, &connect, Some(realm)).await?;
+        let connect = ConnectArgs { key: None, connect_timeout: CALL_DEADLINE };
+        let (node, _) = connect::node(&self.args.gateway, &connect, (Some(realm), None)).await?;
         nodes.insert(realm.to_owned(), node.clone());
         let (mut events, told) = (node.events(), self.told.clone());
         tokio::spawn(async move {

@@ -20,6 +20,7 @@ pub(crate) fn macula(home: &Path, arguments: &[&str]) -> Command {
         "MACULA_REALM",
         "MACULA_GATEWAY",
         "MACULA_KEY",
+        "MACULA_GRANT",
         "MACULA_LISTEN",
         "MACULA_CONFIG",
         "MACULA_LOG",

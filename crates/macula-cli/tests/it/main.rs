@@ -5,6 +5,7 @@
 mod exit_codes;
 mod faults;
 mod gateway;
+mod guarded;
 mod harness;
 mod lines;
 mod realm;

@@ -323,8 +323,8 @@ fn some_realms(dice: &mut Dice) -> Vec<usize> {
 
 /// What the gateway still knows of a realm whose nodes have gone.
 async fn left_in(gateway: &GatewayProcess, realm: &str) -> Result<Option<Value>> {
-    let connect = ConnectArgs { key: None, grant: None, connect_timeout: Duration::from_secs(5) };
-    let asker = Asker::connect(gateway.address(), &connect, Some(realm)).await?;
+    let connect = ConnectArgs { key: None, connect_timeout: Duration::from_secs(5) };
+    let asker = Asker::connect(gateway.address(), &connect, (Some(realm), None)).await?;
     let deadline = Instant::now() + FORGET_TIMEOUT;
     let left = loop {
         let status = asker.builtin("macula.stats").send().await?;

@@ -166,7 +166,7 @@ async fn push(args: &RecordArgs, record: &Record) -> Result<(), Failure> {
     };
     let written =
         || format!("{} is written, but handing it over failed", args.revocations.display());
-    let asker = Asker::connect(gateway, &args.connect, None).await;
+    let asker = Asker::connect(gateway, &args.connect, (None, None)).await;
     let asker = asker.map_err(|failure| failure.context(written()))?;
     let answer = asker.builtin(REVOKE_PROCEDURE).arg(record.as_bytes().to_vec()).send().await;
     asker.close().await;
