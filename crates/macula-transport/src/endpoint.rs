@@ -1,6 +1,8 @@
 //! A socket with an identity.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +11,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::crew::Crew;
 use crate::dial::{self, DialError, Target};
 use crate::key::SecretKey;
 use crate::link::Connected;
@@ -25,6 +28,8 @@ pub const MTU_MAX: u16 = 6_500;
 const ACCEPTED_MAX: usize = 64;
 /// What [`Endpoint::close`] gives the goodbyes to go out.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// More tasks than this would mostly wait for the one that routes.
+const HANDS_MAX: usize = 8;
 
 /// Settings of an [`Endpoint`].
 #[derive(Clone, Debug)]
@@ -81,7 +86,7 @@ pub struct Endpoint {
     quic: Arc<quic::Endpoint>,
     local_addr: SocketAddr,
     handshake_timeout: Duration,
-    runtime: Handle,
+    crew: Crew,
     accepted: Mutex<mpsc::Receiver<Connected>>,
     tasks: TaskTracker,
     closed: CancellationToken,
@@ -103,14 +108,15 @@ impl Endpoint {
         let socket = socket::bind(config.listen, config.socket_buffer_bytes)?;
         let mut config = config.clone();
         config.mtu_max = config.mtu_max.clamp(1200, MTU_MAX);
-        let quic = quic::Endpoint::new(&config, socket);
+        let crew = Crew::new(Handle::current(), hands_max());
+        let quic = quic::Endpoint::new(&config, socket, &crew);
         let quic = Arc::new(quic.map_err(|source| BindError::Quic { source })?);
         let local_addr = quic.local_addr().map_err(|source| BindError::Quic { source })?;
         let (sender, receiver) = mpsc::channel(ACCEPTED_MAX);
         let endpoint = Self {
             local_addr,
             handshake_timeout: config.handshake_timeout,
-            runtime: Handle::current(),
+            crew,
             accepted: Mutex::new(receiver),
             tasks: TaskTracker::new(),
             closed: CancellationToken::new(),
@@ -123,11 +129,11 @@ impl Endpoint {
                 slots: Arc::new(Semaphore::new(config.handshakes_max.max(1))),
                 slots_max: config.handshakes_max.max(1),
                 accepted: sender,
-                runtime: endpoint.runtime.clone(),
+                crew: endpoint.crew.clone(),
                 tasks: endpoint.tasks.clone(),
                 closed: endpoint.closed.clone(),
             };
-            endpoint.tasks.spawn(acceptor.run());
+            endpoint.crew.spawn(endpoint.tasks.track_future(acceptor.run()));
         }
         Ok(endpoint)
     }
@@ -135,6 +141,13 @@ impl Endpoint {
     /// The address that the socket is bound to.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Runs `task` together with what the endpoint itself does, so that they wake each other
+    /// without a switch of tasks. Meant for whoever owns the endpoint's links; it must never block.
+    /// If it panics, it ends and nothing else.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.crew.spawn(task);
     }
 
     /// Dials a peer at all its addresses: they start 250 ms apart, at once when one fails, and the
@@ -149,7 +162,7 @@ impl Endpoint {
     /// Dropping the future abandons all attempts.
     pub async fn dial(&self, target: &Target) -> Result<Connected, DialError> {
         let connection = dial::dial(&self.quic, target, self.handshake_timeout).await?;
-        Ok(Connected::new(connection, true, self.runtime.clone()))
+        Ok(Connected::new(connection, true, self.crew.clone()))
     }
 
     /// The next peer that completed its handshake; `None` once the endpoint is closed, or at once
@@ -182,6 +195,11 @@ impl Endpoint {
     }
 }
 
+/// Tasks that an endpoint under load keeps busy.
+fn hands_max() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(HANDS_MAX)
+}
+
 impl Drop for Endpoint {
     fn drop(&mut self) {
         self.closed.cancel();
@@ -195,7 +213,7 @@ struct Acceptor {
     slots: Arc<Semaphore>,
     slots_max: usize,
     accepted: mpsc::Sender<Connected>,
-    runtime: Handle,
+    crew: Crew,
     tasks: TaskTracker,
     closed: CancellationToken,
 }
@@ -223,12 +241,12 @@ impl Acceptor {
     /// One task per handshake: a panic in it is contained there.
     fn start(&self, incoming: quic::Incoming, slot: OwnedSemaphorePermit) {
         let (timeout, accepted) = (self.timeout, self.accepted.clone());
-        let (runtime, closed) = (self.runtime.clone(), self.closed.clone());
-        self.tasks.spawn(async move {
+        let (crew, closed) = (self.crew.clone(), self.closed.clone());
+        let running = self.tasks.track_future(async move {
             let handshake = async {
                 match incoming.accept(timeout).await {
                     Ok(connection) => {
-                        let connected = Connected::new(connection, false, runtime);
+                        let connected = Connected::new(connection, false, crew);
                         // Fails when the endpoint is gone; the peer is closed by that.
                         accepted.send(connected).await.is_ok()
                     }
@@ -241,5 +259,6 @@ impl Acceptor {
             closed.run_until_cancelled(handshake).await;
             drop(slot);
         });
+        self.crew.spawn(running);
     }
 }

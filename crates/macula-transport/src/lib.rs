@@ -30,6 +30,7 @@
 
 mod assemble;
 mod backoff;
+mod crew;
 mod dial;
 mod endpoint;
 mod event;

@@ -14,12 +14,12 @@ use std::time::Duration;
 use macula_proto::id::{EndpointId, LinkId, StreamId};
 use macula_proto::limits;
 use macula_proto::wire::frame::{Channel, Class, Frame};
-use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::crew::Crew;
 use crate::event::{DownReason, LinkEvent, LinkEventKind};
 use crate::gate::Gate;
 use crate::queue::{End, Pushed, Queue};
@@ -68,13 +68,13 @@ pub struct Connected {
     connection: Connection,
     dialled: bool,
     remote: SocketAddr,
-    runtime: Handle,
+    crew: Crew,
 }
 
 impl Connected {
-    pub(crate) fn new(connection: Connection, dialled: bool, runtime: Handle) -> Self {
+    pub(crate) fn new(connection: Connection, dialled: bool, crew: Crew) -> Self {
         let remote = connection.remote().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
-        Self { connection, dialled, remote, runtime }
+        Self { connection, dialled, remote, crew }
     }
 
     /// Who it is.
@@ -107,7 +107,7 @@ impl Connected {
             link,
             dialled: self.dialled,
             remote: self.remote,
-            runtime: self.runtime,
+            crew: self.crew,
             events,
             incoming: Gates::default(),
             outgoing: Queues::default(),
@@ -127,7 +127,7 @@ impl Connected {
             tasks: TaskTracker::new(),
         });
         shared.outgoing.control.claim_writer();
-        shared.runtime.spawn(supervise(Arc::clone(&shared)));
+        shared.crew.spawn(supervise(Arc::clone(&shared)));
         Link { handle: Arc::new(LinkHandle { shared }) }
     }
 }
@@ -279,7 +279,7 @@ struct Shared {
     link: LinkId,
     dialled: bool,
     remote: SocketAddr,
-    runtime: Handle,
+    crew: Crew,
     events: mpsc::Sender<LinkEvent>,
     incoming: Gates,
     outgoing: Queues,
@@ -317,7 +317,7 @@ impl Shared {
             let guard = PanicGuard { shared };
             guard.shared.dead.run_until_cancelled(task).await;
         };
-        self.tasks.spawn_on(guarded, &self.runtime);
+        self.crew.spawn(self.tasks.track_future(guarded));
     }
 
     /// Reports an event; waits while the channel is full.

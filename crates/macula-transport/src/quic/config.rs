@@ -29,6 +29,10 @@ const fn with_surplus(streams: u32) -> u32 {
 
 /// What QUIC keeps of a link's sent and unacknowledged data, bytes.
 const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+/// Packets that the peer may leave unacknowledged for its delay of 25 ms; QUIC's default is one. An
+/// acknowledgement is a packet of its own and costs both sides as much as a small message. More
+/// than this would not fit the first congestion window, so that it had to wait for the delay.
+const UNACKED_PACKETS_MAX: u32 = 8;
 /// Paths of one connection, for relayed and direct ones side by side.
 const PATHS_MAX: u32 = 8;
 /// Addresses that a peer may offer for direct paths.
@@ -107,8 +111,11 @@ pub(super) fn client(settings: &EndpointConfig) -> noq::TransportConfig {
 fn transport(settings: &EndpointConfig, bis: u32) -> noq::TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(settings.mtu_max);
+    let mut acks = noq::AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(UNACKED_PACKETS_MAX));
     let mut config = noq::TransportConfig::default();
     config
+        .ack_frequency_config(Some(acks))
         .max_concurrent_bidi_streams(VarInt::from_u32(bis))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))

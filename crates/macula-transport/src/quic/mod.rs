@@ -1,6 +1,7 @@
 //! Everything that knows which QUIC stack this is. Nothing outside this module names it.
 
 mod config;
+mod runtime;
 mod tls;
 
 use std::io;
@@ -14,6 +15,7 @@ use macula_proto::limits;
 use macula_proto::wire::frame::Class;
 use noq::{ConnectionError, PathId, VarInt};
 
+use crate::crew::Crew;
 use crate::endpoint::EndpointConfig;
 use crate::event::DownReason;
 
@@ -46,7 +48,11 @@ pub(crate) enum HandshakeError {
 
 impl Endpoint {
     /// Starts QUIC on a bound, non-blocking socket. Needs a tokio runtime.
-    pub(crate) fn new(settings: &EndpointConfig, socket: std::net::UdpSocket) -> io::Result<Self> {
+    pub(crate) fn new(
+        settings: &EndpointConfig,
+        socket: std::net::UdpSocket,
+        crew: &Crew,
+    ) -> io::Result<Self> {
         let tls = tls::Tls::new(&settings.key).map_err(io::Error::other)?;
         let port = socket.local_addr()?.port();
         let server = if settings.accept {
@@ -59,7 +65,7 @@ impl Endpoint {
             config::endpoint(&settings.key, port, settings.mtu_max),
             server,
             socket,
-            Arc::new(noq::TokioRuntime),
+            Arc::new(runtime::Runtime(crew.clone())),
         )?;
         let client_transport = Arc::new(config::client(settings));
         Ok(Self { endpoint, tls, client_transport, tokens: Arc::default() })
