@@ -90,6 +90,11 @@ impl Doorbell {
         }
     }
 
+    /// Whether a handler has left an answer.
+    pub(crate) fn has_replies(&self) -> bool {
+        !lock(&self.notes).replies.is_empty()
+    }
+
     /// Completes when there is, or was, something to take.
     ///
     /// # Cancel safety

@@ -7,7 +7,7 @@ use macula_proto::RealmId;
 use macula_proto::limits::REALM_NAME_BYTES_MAX;
 use macula_proto::node::{Config, Node};
 use macula_transport::{Endpoint, SecretKey};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use crate::driver::{Driver, Inbox, NewLink};
@@ -51,11 +51,16 @@ pub(crate) fn start(
         Inbox { commands: command_inbox, link_events: link_event_inbox, new_links: link_inbox };
     let endpoint = Arc::new(endpoint);
     let tasks = TaskTracker::new();
-    let running = tasks.spawn(driver.run(inbox));
+    let (done, ended) = oneshot::channel();
+    endpoint.spawn(tasks.track_future(async move {
+        driver.run(inbox).await;
+        // Fails when nobody waits any more.
+        done.send(()).ok();
+    }));
     let socket = endpoint.clone();
     tasks.spawn(async move {
         // However the driver ended, also by a panic, which it has told by itself.
-        let ended = running.await;
+        let ended = ended.await;
         let (code, reason) = if ended.is_ok() { (0, "") } else { (1, "internal error") };
         socket.close(code, reason).await;
     });

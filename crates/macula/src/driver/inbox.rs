@@ -1,9 +1,11 @@
 //! What wakes the driver, taken in batches.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use macula_transport::LinkEvent;
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::NewLink;
@@ -13,6 +15,11 @@ use crate::shared::Command;
 const COMMANDS_PER_TURN: usize = 256;
 /// Link events taken in one turn; each holds many frames.
 const LINK_EVENTS_PER_TURN: usize = 128;
+
+/// Tasks that keep the driver waiting for longer than this are not worth it.
+const GATHERING_MAX: Duration = Duration::from_millis(1);
+/// Turns that do not wait then.
+const TURNS_OFF: u32 = 64;
 
 /// The channels that the driver reads.
 #[derive(Debug)]
@@ -94,10 +101,31 @@ impl Alarm {
     }
 }
 
+/// Where one task calls or answers, others are about to: lets them, so that all share one turn.
+#[derive(Debug, Default)]
+pub(super) struct Gathering {
+    turns_off: u32,
+}
+
+impl Gathering {
+    /// Waits until every task has run that is ready to. If they take long, the next turns do
+    /// without.
+    pub(super) async fn wait(&mut self) {
+        if self.turns_off > 0 {
+            self.turns_off -= 1;
+            return;
+        }
+        let start = Instant::now();
+        yield_now().await;
+        if start.elapsed() > GATHERING_MAX {
+            self.turns_off = TURNS_OFF;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
     async fn the_alarm_keeps_the_earliest_moment_and_rings_once() {

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::closing::Closing;
 pub(crate) use self::inbox::Inbox;
-use self::inbox::{Alarm, Round};
+use self::inbox::{Alarm, Gathering, Round};
 use self::links::Link;
 pub(crate) use self::links::{LinkEnd, NewLink, Origin};
 use crate::clock::Clock;
@@ -155,6 +155,7 @@ impl Driver {
         let mut round = Round::default();
         let mut notes = Notes::default();
         let mut alarm = Alarm::default();
+        let mut gathering = Gathering::default();
         let shared = self.shared.clone();
         let mut is_busy = false;
         while !self.is_finished() {
@@ -167,6 +168,9 @@ impl Driver {
                 () = alarm.rings() => {}
                 // Lets other tasks run, then goes on with what did not fit the last turn.
                 () = tokio::task::yield_now(), if is_busy => {}
+            }
+            if !round.commands.is_empty() || shared.doorbell.has_replies() {
+                gathering.wait().await;
             }
             inbox.fill(&mut round);
             shared.doorbell.take(&mut notes);
