@@ -1,6 +1,6 @@
-//! Hash maps whose order depends on the node's seed alone.
+//! Hash maps whose order depends on the node's seed, or on their keys, alone.
 
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 
 use rand_core::Rng;
 use siphasher::sip::SipHasher13;
@@ -35,5 +35,29 @@ impl BuildHasher for SeededState {
 
     fn build_hasher(&self) -> SipHasher13 {
         SipHasher13::new_with_keys(self.keys.0, self.keys.1)
+    }
+}
+
+/// A hash map for keys that this node, or who drives it, counts up: no peer chooses them, so that
+/// hashing need not resist anybody.
+#[expect(clippy::disallowed_types, reason = "as above; this hasher has no seed at all")]
+pub(crate) type CountedMap<K, V> = std::collections::HashMap<K, V, BuildHasherDefault<CountHasher>>;
+
+/// Spreads numbers that follow each other. Only for keys that are one `u64`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CountHasher(u64);
+
+impl Hasher for CountHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // An odd factor keeps low bits distinct and fills the high ones.
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }

@@ -9,13 +9,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rand_core::Rng;
 
 use super::link::{Cargo, Link, Queued};
 use super::quota::SHORT;
-use super::timers::Timer;
 use super::{Action, Event, Node, Role, StreamEnd};
-use crate::SeededMap;
 use crate::auth::{Request, Verb};
 use crate::id::{
     CallId, EndpointId, LinkId, RealmId, RealmTag, RegistrationId, RequestId, StreamId,
@@ -23,7 +20,7 @@ use crate::id::{
 use crate::limits;
 use crate::pubsub::ProcedureName;
 use crate::rpc::Choice;
-use crate::seeded::SeededState;
+use crate::seeded::CountedMap;
 use crate::time::Time;
 use crate::wire::message::{
     Call, CallFailure, CloseCode, ErrorClass, Message, ProviderPolicy, RefusalCode, Register,
@@ -120,18 +117,18 @@ struct Relay {
 /// All calls that a node knows of.
 #[derive(Debug)]
 pub(super) struct Calls {
-    relays: SeededMap<u64, Relay>,
+    relays: CountedMap<u64, Relay>,
     next: u64,
-    local: SeededMap<CallId, u64>,
+    local: CountedMap<CallId, u64>,
     parked: BTreeSet<u64>,
 }
 
 impl Calls {
-    pub(super) fn new(rng: &mut impl Rng) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            relays: SeededMap::with_hasher(SeededState::from_rng(rng)),
+            relays: CountedMap::default(),
             next: 1,
-            local: SeededMap::with_hasher(SeededState::from_rng(rng)),
+            local: CountedMap::default(),
             parked: BTreeSet::new(),
         }
     }
@@ -407,7 +404,10 @@ impl Node {
             call.caller = Some(link.peer);
         }
         self.stats.calls += 1;
-        let procedure = ProcedureName::parse(&call.procedure);
+        let known = self.realms.get(&call.realm).and_then(|realm| {
+            realm.providers.get_key_value(call.procedure.as_str()).map(|(name, _)| name.clone())
+        });
+        let procedure = known.map_or_else(|| ProcedureName::parse(&call.procedure), Ok);
         let admitted =
             link.realms.contains(&call.realm) || call.realm == RealmTag::ENDPOINT || from_router;
         let is_router = self.config.role == Role::Router;
@@ -480,7 +480,7 @@ impl Node {
         let id = self.calls.next;
         self.calls.next += 1;
         let deadline = now + call.deadline.min(self.config.call_deadline_max);
-        self.timers.set(Timer::Deadline(id), deadline);
+        self.timers.set_deadline(id, deadline);
         if let Some(realm) = self.realms.get_mut(&call.realm) {
             realm.open_calls += 1;
         }
@@ -725,7 +725,7 @@ impl Node {
             return self.on_attempt_failed(now, id, failure);
         }
         relay.stage = Stage::Running;
-        let call = Call { call: id, deadline: relay.deadline - now, ..relay.call.clone() };
+        let call = &relay.call;
         let channel = if call.streaming {
             if link.stream_relays.len() >= limits::STREAMS_PER_LINK_MAX {
                 let failure = busy("as many streaming calls as one link may carry");
@@ -741,7 +741,7 @@ impl Node {
             Channel::CALLS
         };
         link.calls_out.insert(id);
-        let frame = wire::encode(&Message::Call(call));
+        let frame = wire::encode_call(call, id, relay.deadline - now);
         self.push(now, link_id, channel, Queued { frame, cargo: Cargo::Call { relay: id } });
         self.watch(now, link_id);
         self.pass_early_items(now, id);
@@ -906,7 +906,7 @@ impl Node {
 
     fn remove_relay(&mut self, id: u64) -> Option<Relay> {
         let relay = self.calls.relays.remove(&id)?;
-        self.timers.clear(Timer::Deadline(id));
+        self.timers.clear_deadline(id, relay.deadline);
         self.calls.parked.remove(&id);
         if let Some(realm) = self.realms.get_mut(&relay.call.realm) {
             realm.open_calls = realm.open_calls.saturating_sub(1);

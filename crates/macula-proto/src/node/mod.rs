@@ -41,7 +41,7 @@ use crate::auth::UnixTime;
 use crate::id::{EndpointId, LinkId, RealmId, RealmTag, RegistrationId, SubscriptionId};
 use crate::limits;
 use crate::pubsub::Topic;
-use crate::seeded::SeededState;
+use crate::seeded::{CountedMap, SeededState};
 use crate::time::Time;
 use crate::wire::message::{CloseCode, Message, SlowPolicy};
 use crate::wire::{self, Channel, Class, Frame, RawFrame};
@@ -60,7 +60,7 @@ pub struct Node {
     rng: Pcg64,
     now: Time,
     started: Option<Time>,
-    links: SeededMap<LinkId, Link>,
+    links: CountedMap<LinkId, Link>,
     sessions: SeededMap<SessionId, Session>,
     sessions_by_peer: BTreeMap<EndpointId, SessionId>,
     next_session: u64,
@@ -105,16 +105,15 @@ impl Node {
     /// A node that calls itself `id`. `seed` feeds every random choice and every hash map.
     pub fn new(id: EndpointId, config: Config, seed: [u8; 32]) -> Self {
         let mut rng = Pcg64::from_seed(seed);
-        let links = SeededMap::with_hasher(SeededState::from_rng(&mut rng));
         let sessions = SeededMap::with_hasher(SeededState::from_rng(&mut rng));
-        let calls = Calls::new(&mut rng);
+        let calls = Calls::new();
         Self {
             id,
             config,
             rng,
             now: Time::START,
             started: None,
-            links,
+            links: CountedMap::default(),
             sessions,
             sessions_by_peer: BTreeMap::new(),
             next_session: 1,

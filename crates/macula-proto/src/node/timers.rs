@@ -49,6 +49,8 @@ pub(super) struct Timers {
     at: BTreeMap<Timer, Time>,
     /// How many are sessions.
     sessions: usize,
+    /// Deadlines of calls by their numbers. Apart, as there are many and each call knows its own.
+    deadlines: BTreeSet<(Time, u64)>,
 }
 
 impl Timers {
@@ -92,20 +94,39 @@ impl Timers {
         })
     }
 
+    /// Sets the deadline of call `id`, which has none yet.
+    pub(super) fn set_deadline(&mut self, id: u64, at: Time) {
+        self.deadlines.insert((at, id));
+    }
+
+    /// Clears the deadline of call `id`, set to `at`.
+    pub(super) fn clear_deadline(&mut self, id: u64, at: Time) {
+        self.deadlines.remove(&(at, id));
+    }
+
     /// Takes one timer that is due at `now`.
     pub(super) fn pop_due(&mut self, now: Time) -> Option<Timer> {
-        let (at, timer) = *self.due.first()?;
+        let (at, timer) = self.first()?;
         if at > now {
             return None;
         }
-        self.due.pop_first();
-        self.at.remove(&timer);
-        self.sessions -= usize::from(timer.is_session());
+        if let Timer::Deadline(id) = timer {
+            self.deadlines.remove(&(at, id));
+        } else {
+            self.due.pop_first();
+            self.at.remove(&timer);
+            self.sessions -= usize::from(timer.is_session());
+        }
         Some(timer)
     }
 
     /// The earliest timer.
     pub(super) fn next(&self) -> Option<(Time, TimerKind)> {
-        self.due.first().map(|(at, timer)| (*at, timer.kind()))
+        self.first().map(|(at, timer)| (at, timer.kind()))
+    }
+
+    fn first(&self) -> Option<(Time, Timer)> {
+        let deadline = self.deadlines.first().map(|(at, id)| (*at, Timer::Deadline(*id)));
+        self.due.first().copied().into_iter().chain(deadline).min()
     }
 }

@@ -263,6 +263,9 @@ impl<T: Copy + Ord> Providers<T> {
         rtt: impl Fn(T) -> Option<Duration>,
         rng: &mut impl Rng,
     ) -> Option<&Entry<T>> {
+        if let [only] = self.entries.as_slice() {
+            return usable(&only).then_some(only);
+        }
         let start = match self.entries.len() {
             0..=COMPARED_MAX => 0,
             len => below(rng, len),

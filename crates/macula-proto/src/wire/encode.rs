@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::codec::Writer;
 use super::frame::{self, Frame, HEADER_BYTES};
+use super::kind;
 use super::message::{
     Call, CallFailure, Hello, Message, Publish, PublishAck, RealmOffer, RealmStatus, RefusalCode,
     Register, Subscribe,
@@ -15,6 +16,8 @@ use crate::limits;
 
 /// Bytes that say how long the head of a hot message is.
 const HEAD_LEN_BYTES: usize = 2;
+/// What header and head of a call take beside its texts, at most.
+const CALL_FIXED_BYTES_MAX: usize = 116;
 /// The fixed part of a publish head, in front of the topic.
 const PUBLISH_FIXED_BYTES: usize = 63;
 
@@ -36,12 +39,7 @@ pub fn encode(message: &Message) -> Frame {
         }
         Message::BulkPublish { id, publish } => self::publish(kind, &id.to_be_bytes(), publish),
 
-        Message::Call(call) => {
-            let capacity = 80_usize
-                .saturating_add(call.procedure.len())
-                .saturating_add(call.traceparent.len());
-            hot(kind, 10, capacity, &call.body, |w| self::call(w, call))
-        }
+        Message::Call(call) => encode_call(call, call.call, call.deadline),
         Message::Reply { call, body } | Message::Item { call, body } => {
             hot(kind, 1, 16, body, |w| w.uint(*call))
         }
@@ -111,6 +109,26 @@ pub fn encode(message: &Message) -> Frame {
     }
 }
 
+/// Makes the frame of a call with another number and the time that remains now.
+pub(crate) fn encode_call(call: &Call, number: u64, remaining: Duration) -> Frame {
+    let capacity = CALL_FIXED_BYTES_MAX
+        .saturating_add(call.procedure.len())
+        .saturating_add(call.traceparent.len());
+    hot(kind::CALL, 10, capacity, &call.body, |w| {
+        w.uint(number);
+        w.uint(call.realm.0);
+        w.str(&call.procedure);
+        duration(w, remaining);
+        w.uint(call.policy as u8);
+        w.bool(call.idempotent);
+        w.bool(call.streaming);
+        endpoint(w, call.target.as_ref());
+        endpoint(w, call.caller.as_ref());
+        let fits = call.traceparent.len() <= limits::TRACEPARENT_BYTES_MAX;
+        w.bin(if fits { &call.traceparent } else { &[] });
+    })
+}
+
 /// A control message: the whole payload is one array.
 fn control(kind: u8, fields: u32, write: impl FnOnce(&mut Writer)) -> Frame {
     let mut writer = Writer::with_capacity(64);
@@ -172,20 +190,6 @@ fn publish(kind: u8, prefix: &[u8], publish: &Publish) -> Frame {
     writer.raw(&[publish.ttl, flags, topic_len]);
     writer.raw(topic);
     Frame { head: writer.into_bytes().into(), body: publish.body.clone() }
-}
-
-fn call(w: &mut Writer, call: &Call) {
-    w.uint(call.call);
-    w.uint(call.realm.0);
-    w.str(&call.procedure);
-    duration(w, call.deadline);
-    w.uint(call.policy as u8);
-    w.bool(call.idempotent);
-    w.bool(call.streaming);
-    endpoint(w, call.target.as_ref());
-    endpoint(w, call.caller.as_ref());
-    let fits = call.traceparent.len() <= limits::TRACEPARENT_BYTES_MAX;
-    w.bin(if fits { &call.traceparent } else { &[] });
 }
 
 fn call_error(w: &mut Writer, call: u64, failure: &CallFailure) {

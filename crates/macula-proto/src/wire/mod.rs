@@ -37,6 +37,7 @@ pub use batch::{BatchBuilder, BatchIter};
 pub use codec::{DecodeError, Reader, Writer};
 pub use decode::decode;
 pub use encode::encode;
+pub(crate) use encode::encode_call;
 pub use frame::{Channel, Class, Frame, RawFrame};
 pub use kind::allowed;
 pub use message::Message;
