@@ -67,8 +67,8 @@ fn prepare_and_run(cli: Cli) -> Result<(), Failure> {
 }
 
 /// A gateway encrypts for many links at once and gets all cores. A client has one link, and moving
-/// its work from thread to thread costs more than a second thread gains (a fifth more calls a second
-/// with one); what blocks hands its thread's other work over.
+/// its work from thread to thread costs more than a second thread gains (with one, half as many
+/// calls a second again); what blocks hands its thread's other work over.
 fn worker_threads(command: &Command) -> usize {
     match command {
         Command::Gateway(_) => std::thread::available_parallelism().map_or(1, usize::from),

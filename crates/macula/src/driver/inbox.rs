@@ -1,6 +1,8 @@
 //! What wakes the driver, taken in batches.
 
+use std::future::poll_fn;
 use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use macula_transport::LinkEvent;
@@ -19,7 +21,9 @@ const LINK_EVENTS_PER_TURN: usize = 128;
 /// Tasks that keep the driver waiting for longer than this are not worth it.
 const GATHERING_MAX: Duration = Duration::from_millis(1);
 /// Turns that do not wait then.
-const TURNS_OFF: u32 = 64;
+const SLOW_TURNS: u32 = 64;
+/// Turns that do not wait after one with a single call or answer, unless one has more.
+const LONE_TURNS: u32 = 16;
 
 /// The channels that the driver reads.
 #[derive(Debug)]
@@ -68,6 +72,20 @@ fn fill<T>(from: &mut mpsc::Receiver<T>, to: &mut Vec<T>, max: usize) {
     }
 }
 
+/// Lets all others of the crew run that are ready: after a turn these are above all writers, which
+/// a driver that always finds more to do would otherwise keep waiting.
+pub(super) async fn step_aside() {
+    let mut has_stepped = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut has_stepped, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// One timer, set anew only when it must ring earlier: ringing early is harmless, setting costs.
 #[derive(Debug, Default)]
 pub(super) struct Alarm {
@@ -101,24 +119,35 @@ impl Alarm {
     }
 }
 
-/// Where one task calls or answers, others are about to: lets them, so that all share one turn.
+/// Where one task calls or answers, others may be about to: lets them, so that all share one turn.
 #[derive(Debug, Default)]
 pub(super) struct Gathering {
-    turns_off: u32,
+    /// Turns that do not wait, as there was nobody to wait for.
+    lone_turns: u32,
+    /// Turns that do not wait, as tasks took long.
+    slow_turns: u32,
 }
 
 impl Gathering {
-    /// Waits until every task has run that is ready to. If they take long, the next turns do
-    /// without.
+    /// Waits until every task has run that is ready to, unless that was no use lately.
     pub(super) async fn wait(&mut self) {
-        if self.turns_off > 0 {
-            self.turns_off -= 1;
+        if self.slow_turns > 0 || self.lone_turns > 0 {
+            self.slow_turns = self.slow_turns.saturating_sub(1);
+            self.lone_turns = self.lone_turns.saturating_sub(1);
             return;
         }
         let start = Instant::now();
         yield_now().await;
         if start.elapsed() > GATHERING_MAX {
-            self.turns_off = TURNS_OFF;
+            self.slow_turns = SLOW_TURNS;
+        }
+        self.lone_turns = LONE_TURNS;
+    }
+
+    /// So many calls and answers share the turn.
+    pub(super) fn came(&mut self, count: usize) {
+        if count > 1 {
+            self.lone_turns = 0;
         }
     }
 }
@@ -126,6 +155,38 @@ impl Gathering {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn gathering_goes_on_only_while_it_brings_something() {
+        let mut gathering = Gathering::default();
+        let (ran, mut runs) = tokio::sync::watch::channel(0);
+        let mut waits = async |gathering: &mut Gathering| {
+            let ran = ran.clone();
+            let task = tokio::spawn(async move { ran.send_modify(|count| *count += 1) });
+            runs.mark_unchanged();
+            gathering.wait().await;
+            let has_waited = runs.has_changed().unwrap();
+            task.await.unwrap();
+            has_waited
+        };
+        assert!(waits(&mut gathering).await);
+        gathering.came(5);
+        assert!(waits(&mut gathering).await);
+        gathering.came(1);
+        for _ in 0..LONE_TURNS {
+            assert!(!waits(&mut gathering).await);
+        }
+        assert!(waits(&mut gathering).await);
+        assert!(!waits(&mut gathering).await);
+        gathering.came(2);
+        assert!(waits(&mut gathering).await);
+        gathering.came(2);
+        gathering.slow_turns = 2;
+        for waited in [false, false, true] {
+            assert_eq!(waits(&mut gathering).await, waited);
+            gathering.came(2);
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_alarm_keeps_the_earliest_moment_and_rings_once() {

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::closing::Closing;
 pub(crate) use self::inbox::Inbox;
-use self::inbox::{Alarm, Gathering, Round};
+use self::inbox::{Alarm, Gathering, Round, step_aside};
 use self::links::Link;
 pub(crate) use self::links::{LinkEnd, NewLink, Origin};
 use crate::clock::Clock;
@@ -174,7 +174,9 @@ impl Driver {
             }
             inbox.fill(&mut round);
             shared.doorbell.take(&mut notes);
+            gathering.came(round.commands.len() + notes.replies.len());
             is_busy = self.turn(&mut round, &mut notes);
+            step_aside().await;
         }
     }
 
