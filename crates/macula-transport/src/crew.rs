@@ -22,7 +22,7 @@ use crate::sync::lock;
 /// Members polled before the runtime may run other tasks.
 const POLLS_PER_TURN: usize = 64;
 /// Members that wait for each hand at work before another one helps.
-const READY_PER_HAND: usize = 32;
+const READY_PER_HAND: usize = 8;
 
 /// Futures that share a task of the runtime; under load a few tasks, each future in one at a time.
 ///
