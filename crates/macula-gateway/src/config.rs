@@ -57,6 +57,23 @@ pub struct Limits {
     /// Links (connected peers) at once. Default 16,384; 1 to 1,000,000. An idle link costs about
     /// 100 KiB.
     pub links_max: usize,
+    /// What a peer's handshake may take. Default 5 s; 500 ms to 1 min.
+    #[serde(with = "human::duration")]
+    pub handshake_timeout: Duration,
+    /// Handshakes at once; links do not count. Default 512; 4 to 100,000. From a quarter of it on
+    /// peers must prove their address first; at the limit they are refused, but one that has
+    /// stalled for 1 s makes room. Too small: many peers at once have to try again.
+    pub handshakes_max: usize,
+    /// Handshakes per second. Default 2,000; 1 to 1,000,000. Above a quarter of it peers must prove
+    /// their address first; at the limit they are refused. Too small: peers come back slowly
+    /// after a restart. Too large: who has many addresses can keep a core busy.
+    pub handshakes_per_second_max: u32,
+    /// Handshakes per second of one IPv4 address or IPv6 /64, while there is load; more are not
+    /// answered. Default 200; 1 to 1,000,000. Too small: many peers behind one NAT come back slowly.
+    pub handshakes_per_source_max: u32,
+    /// Handshakes per second of one key, five times as many at once; a key that comes back faster
+    /// is turned away for a while. Default 20; 1 to 1,000,000.
+    pub handshakes_per_key_max: u32,
     /// Realms at once. Default 1,024; 1 to 1,000,000.
     pub realms_max: usize,
     /// Subscriptions of one link, over all realms. Default 10,000; 1 to 10,000,000.
@@ -177,6 +194,11 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             links_max: 16_384,
+            handshake_timeout: Duration::from_secs(5),
+            handshakes_max: 512,
+            handshakes_per_second_max: 2_000,
+            handshakes_per_source_max: 200,
+            handshakes_per_key_max: 20,
             realms_max: 1_024,
             subscriptions_per_link_max: 10_000,
             registrations_per_link_max: 10_000,
@@ -292,6 +314,14 @@ impl GatewayConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         let l = &self.limits;
         check_count("limits.links_max", l.links_max, 1, 1_000_000)?;
+        check_count("limits.handshakes_max", l.handshakes_max, 4, 100_000)?;
+        for (field, rate) in [
+            ("limits.handshakes_per_second_max", l.handshakes_per_second_max),
+            ("limits.handshakes_per_source_max", l.handshakes_per_source_max),
+            ("limits.handshakes_per_key_max", l.handshakes_per_key_max),
+        ] {
+            check_count(field, rate as usize, 1, 1_000_000)?;
+        }
         check_count("limits.realms_max", l.realms_max, 1, 1_000_000)?;
         let per_link = l.subscriptions_per_link_max;
         check_count("limits.subscriptions_per_link_max", per_link, 1, 10_000_000)?;
@@ -308,6 +338,8 @@ impl GatewayConfig {
         let (second, minutes) = (Duration::from_secs(1), Duration::from_secs(600));
         let day = Duration::from_secs(24 * 3600);
         check_span("limits.call_deadline_max", l.call_deadline_max, second, day)?;
+        let half_second = Duration::from_millis(500);
+        check_span("limits.handshake_timeout", l.handshake_timeout, half_second, second * 60)?;
         check_span("limits.stall_timeout", l.stall_timeout, second, minutes)?;
         check_span("limits.probe_interval", l.probe_interval, second, minutes)?;
         check_span("limits.successor_grace", l.successor_grace, Duration::ZERO, minutes)?;
@@ -482,6 +514,8 @@ mod tests {
         assert_eq!(error, "limits.links_max = 0 is out of range: 1 to 1000000");
         let error = error_of("[limits]\nring_bytes_max = \"1KiB\"\n");
         assert_eq!(error, "limits.ring_bytes_max = 1KiB is out of range: 1MiB to 64GiB");
+        let error = error_of("[limits]\nhandshakes_per_key_max = 0\n");
+        assert_eq!(error, "limits.handshakes_per_key_max = 0 is out of range: 1 to 1000000");
         let error = error_of("[drain]\ntimeout = \"1ms\"\n");
         assert_eq!(error, "drain.timeout = 1ms is out of range: 100ms to 10m");
     }

@@ -5,7 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use macula::{CoreConfig, EndpointId, Event, Events, KeyFileError, Router, StartError};
+use macula::{
+    CoreConfig, EndpointId, Event, Events, HandshakeLimits, HandshakeStats, KeyFileError, Router,
+    StartError,
+};
 
 use crate::config::{ConfigError, GatewayConfig};
 use crate::home;
@@ -13,6 +16,10 @@ use crate::signal::StopSignal;
 
 /// Name of the gateway's key file in the Macula directory.
 const KEY_FILE_NAME: &str = "gateway.key";
+/// How often the counters of handshakes are looked at.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// First packets of unknown addresses in that time that are worth a warning.
+const FLOOD: u64 = 1_000;
 
 /// Why a gateway did not start; nothing of it is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +116,10 @@ impl Gateway {
             };
         }
         builder = builder.revocations_dir(revocations_dir(&config, &key_path));
-        let builder = builder.limits(|core| set_limits(core, &config));
+        let builder = builder
+            .limits(|core| set_limits(core, &config))
+            .handshake_timeout(config.limits.handshake_timeout)
+            .handshakes(|handshakes| set_handshakes(handshakes, &config));
         let router = builder.start().await.map_err(GatewayError::Start)?;
         Ok(Self { router, config, key_path })
     }
@@ -158,9 +168,17 @@ impl Gateway {
     /// Dropping the future stops the gateway at once.
     pub async fn run_until(self, stop: &mut StopSignal, mut told: impl FnMut(Told)) -> End {
         let mut events = self.events();
+        let mut watch = tokio::time::interval(WATCH_INTERVAL);
+        let mut turned_away = TurnedAway::default();
         let signal = loop {
             tokio::select! {
                 signal = stop.received() => break signal,
+                _ = watch.tick() => {
+                    let now = self.router.handshakes();
+                    if turned_away.has_grown(&now) {
+                        told(Told::Handshakes(now));
+                    }
+                }
                 event = events.next() => match event {
                     Some(Event::PeerConnected { peer, agent, remote }) => {
                         tracing::info!(%peer, agent, %remote, "peer connected");
@@ -211,6 +229,42 @@ fn revocations_dir(config: &GatewayConfig, key: &Path) -> PathBuf {
     config.revocations.clone().unwrap_or_else(beside)
 }
 
+/// Handshakes that did not come about, so far.
+#[derive(Debug, Default)]
+struct TurnedAway {
+    told: HandshakeStats,
+    /// Whether the operator has been warned of what goes on.
+    is_warned: bool,
+}
+
+impl TurnedAway {
+    /// Whether more than before was kept out; warns when that begins, and says when it is over.
+    fn has_grown(&mut self, now: &HandshakeStats) -> bool {
+        let silent = |stats: &HandshakeStats| {
+            let mut stats = *stats;
+            (stats.running, stats.completed) = (0, 0);
+            stats
+        };
+        if silent(now) == silent(&self.told) {
+            if self.is_warned {
+                tracing::info!("handshakes are as usual again");
+                self.is_warned = false;
+            }
+            return false;
+        }
+        let limited = |stats: &HandshakeStats| {
+            stats.refused_full + stats.refused_rate + stats.ignored_source + stats.displaced
+        };
+        let (many, before) = (now.retried + now.junk, self.told.retried + self.told.junk);
+        if !self.is_warned && (limited(now) > limited(&self.told) || many > before + FLOOD) {
+            tracing::warn!(stats = ?now, "more handshakes than usual, or more than allowed");
+            self.is_warned = true;
+        }
+        self.told = *now;
+        true
+    }
+}
+
 /// What [`Gateway::run_until`] tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -237,6 +291,8 @@ pub enum Told {
         /// How many peers it put out.
         expelled: usize,
     },
+    /// Handshakes were kept out, or broke off, since this was told last; at most once a second.
+    Handshakes(HandshakeStats),
     /// A signal came; peers are being told.
     Draining {
         /// Its name.
@@ -288,6 +344,14 @@ fn set_limits(core: &mut CoreConfig, config: &GatewayConfig) {
     core.registrations_per_realm_max = quotas.registrations_per_realm_max;
     core.calls_per_realm_max = quotas.calls_per_realm_max;
     core.sessions_detached_max = quotas.sessions_detached_max;
+}
+
+fn set_handshakes(handshakes: &mut HandshakeLimits, config: &GatewayConfig) {
+    let limits = &config.limits;
+    handshakes.running_max = limits.handshakes_max;
+    handshakes.per_second_max = limits.handshakes_per_second_max;
+    handshakes.per_source_max = limits.handshakes_per_source_max;
+    handshakes.per_key_max = limits.handshakes_per_key_max;
 }
 
 /// The key file; the Macula directory exists afterwards if it is the default one.
@@ -358,6 +422,26 @@ mod tests {
         config.limits.links_max = 7;
         set_limits(&mut core, &config);
         assert_eq!(core.links_max, 7);
+        let mut handshakes = HandshakeLimits::default();
+        set_handshakes(&mut handshakes, &config);
+        assert_eq!(handshakes, HandshakeLimits::default(), "the file's defaults are the library's");
+        config.limits.handshakes_per_key_max = 7;
+        set_handshakes(&mut handshakes, &config);
+        assert_eq!(handshakes.per_key_max, 7);
+    }
+
+    #[test]
+    fn only_what_is_kept_out_is_told() {
+        let mut turned_away = TurnedAway::default();
+        let mut stats = HandshakeStats::default();
+        stats.completed = 5;
+        assert!(!turned_away.has_grown(&stats));
+        stats.retried = 1;
+        assert!(turned_away.has_grown(&stats) && !turned_away.is_warned);
+        assert!(!turned_away.has_grown(&stats));
+        stats.refused_full = 1;
+        assert!(turned_away.has_grown(&stats) && turned_away.is_warned);
+        assert!(!turned_away.has_grown(&stats) && !turned_away.is_warned);
     }
 
     #[test]

@@ -4,19 +4,21 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::crew::Crew;
 use crate::dial::{self, DialError, Target};
+use crate::guard::{Guard, HandshakeId, HandshakeLimits, HandshakeStats, Outcome, Verdict};
 use crate::key::SecretKey;
 use crate::link::Connected;
-use crate::quic;
+use crate::quic::{self, HandshakeError};
 use crate::socket::{self, BindError};
+use crate::sync::lock;
 
 /// Upper bound of [`EndpointConfig::mtu_max`], bytes.
 ///
@@ -30,6 +32,8 @@ const ACCEPTED_MAX: usize = 64;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// More tasks than this would mostly wait for the one that routes.
 const HANDS_MAX: usize = 8;
+/// A peer that comes back too often hears this; the protocol's `Limit`.
+const CODE_LIMIT: u16 = 6;
 
 /// Settings of an [`Endpoint`].
 #[derive(Clone, Debug)]
@@ -50,9 +54,8 @@ pub struct EndpointConfig {
     pub idle_timeout: Duration,
     /// What a handshake may take, dialled (each address) or accepted. Default 5 s.
     pub handshake_timeout: Duration,
-    /// Handshakes of peers that may run at once. From half of it on peers must show first that
-    /// they receive what is sent to them, which costs a round trip. Default 512.
-    pub handshakes_max: usize,
+    /// What handshakes of peers may use.
+    pub handshakes: HandshakeLimits,
     /// Largest UDP payload to send and to take, bytes, 1,200 to [`MTU_MAX`]; values outside are
     /// moved to the nearest bound. Discovery finds what a path really carries. Default [`MTU_MAX`].
     pub mtu_max: u16,
@@ -71,7 +74,7 @@ impl EndpointConfig {
             keep_alive: Duration::from_secs(4),
             idle_timeout: Duration::from_secs(15),
             handshake_timeout: Duration::from_secs(5),
-            handshakes_max: 512,
+            handshakes: HandshakeLimits::default(),
             mtu_max: MTU_MAX,
             socket_buffer_bytes: 8 * 1024 * 1024,
         }
@@ -88,9 +91,13 @@ pub struct Endpoint {
     handshake_timeout: Duration,
     crew: Crew,
     accepted: Mutex<mpsc::Receiver<Connected>>,
+    guard: Option<SharedGuard>,
     tasks: TaskTracker,
     closed: CancellationToken,
 }
+
+/// Held for the time of a decision only.
+type SharedGuard = Arc<std::sync::Mutex<Guard>>;
 
 impl Endpoint {
     /// Binds the socket and starts.
@@ -113,21 +120,24 @@ impl Endpoint {
         let quic = Arc::new(quic.map_err(|source| BindError::Quic { source })?);
         let local_addr = quic.local_addr().map_err(|source| BindError::Quic { source })?;
         let (sender, receiver) = mpsc::channel(ACCEPTED_MAX);
+        let guard = config.accept.then(|| {
+            Arc::new(std::sync::Mutex::new(Guard::new(&config.handshakes, Instant::now())))
+        });
         let endpoint = Self {
             local_addr,
             handshake_timeout: config.handshake_timeout,
             crew,
             accepted: Mutex::new(receiver),
+            guard,
             tasks: TaskTracker::new(),
             closed: CancellationToken::new(),
             quic,
         };
-        if config.accept {
+        if let Some(guard) = &endpoint.guard {
             let acceptor = Acceptor {
                 quic: Arc::clone(&endpoint.quic),
                 timeout: config.handshake_timeout,
-                slots: Arc::new(Semaphore::new(config.handshakes_max.max(1))),
-                slots_max: config.handshakes_max.max(1),
+                guard: Arc::clone(guard),
                 accepted: sender,
                 crew: endpoint.crew.clone(),
                 tasks: endpoint.tasks.clone(),
@@ -179,6 +189,12 @@ impl Endpoint {
         }
     }
 
+    /// What became of the handshakes of peers; all zero when this endpoint does not accept.
+    pub fn handshakes(&self) -> HandshakeStats {
+        let stats = self.guard.as_ref().map(|guard| lock(guard).stats()).unwrap_or_default();
+        HandshakeStats { junk: self.quic.junk(), ..stats }
+    }
+
     /// Closes every link at once with `code` and `reason`, accepts no more, and waits (1 s at most)
     /// until the peers were told. Close links with [`Link::close`](crate::Link::close) first where
     /// what is queued shall still go out.
@@ -210,8 +226,7 @@ impl Drop for Endpoint {
 struct Acceptor {
     quic: Arc<quic::Endpoint>,
     timeout: Duration,
-    slots: Arc<Semaphore>,
-    slots_max: usize,
+    guard: SharedGuard,
     accepted: mpsc::Sender<Connected>,
     crew: Crew,
     tasks: TaskTracker,
@@ -223,42 +238,75 @@ impl Acceptor {
         let closed = self.closed.clone();
         closed
             .run_until_cancelled(async {
-                while let Some(incoming) = self.quic.incoming().await {
-                    // A flood with invented addresses must not take the slots.
-                    if self.slots.available_permits() * 2 < self.slots_max
-                        && !incoming.is_validated()
-                    {
-                        incoming.validate();
-                        continue;
+                loop {
+                    let pause = lock(&self.guard).pause(Instant::now());
+                    if let Some(pause) = pause {
+                        tokio::time::sleep(pause).await;
                     }
-                    let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
-                    self.start(incoming, slot);
+                    let Some(incoming) = self.quic.incoming().await else { return };
+                    let (ip, is_proved) = (incoming.remote().ip(), incoming.is_validated());
+                    let verdict = lock(&self.guard).decide(Instant::now(), ip, is_proved);
+                    match verdict {
+                        Verdict::Start(id, give_up) => self.start(incoming, id, give_up),
+                        Verdict::Retry => incoming.validate(),
+                        Verdict::Refuse => incoming.refuse(),
+                        Verdict::Ignore => incoming.ignore(),
+                    }
                 }
             })
             .await;
     }
 
     /// One task per handshake: a panic in it is contained there.
-    fn start(&self, incoming: quic::Incoming, slot: OwnedSemaphorePermit) {
+    fn start(&self, incoming: quic::Incoming, id: HandshakeId, give_up: CancellationToken) {
+        let mut slot = Slot { guard: Arc::clone(&self.guard), id, outcome: Outcome::Failed };
         let (timeout, accepted) = (self.timeout, self.accepted.clone());
         let (crew, closed) = (self.crew.clone(), self.closed.clone());
         let running = self.tasks.track_future(async move {
             let handshake = async {
-                match incoming.accept(timeout).await {
-                    Ok(connection) => {
-                        let connected = Connected::new(connection, false, crew);
-                        // Fails when the endpoint is gone; the peer is closed by that.
-                        accepted.send(connected).await.is_ok()
-                    }
+                let connection = match incoming.accept(timeout).await {
+                    Ok(connection) => connection,
                     Err(error) => {
                         tracing::debug!(?error, "handshake of a peer failed");
-                        false
+                        if error == HandshakeError::Timeout {
+                            slot.outcome = Outcome::TimedOut;
+                        }
+                        return;
                     }
+                };
+                slot.outcome = Outcome::Completed;
+                let peer = connection.peer();
+                if let Err(wait) = lock(&slot.guard).admit(Instant::now(), peer) {
+                    tracing::debug!(%peer, ?wait, "a key comes back too often");
+                    let seconds = wait.as_secs() + 1;
+                    let reason = format!("this key connects too often; wait {seconds} s");
+                    connection.close(CODE_LIMIT, &reason);
+                    return;
                 }
+                let connected = Connected::new(connection, false, crew);
+                // Fails when the endpoint is gone; the peer is closed by that.
+                accepted.send(connected).await.ok();
             };
-            closed.run_until_cancelled(handshake).await;
-            drop(slot);
+            tokio::select! {
+                biased;
+                () = closed.cancelled() => {}
+                () = give_up.cancelled() => {}
+                () = handshake => {}
+            }
         });
         self.crew.spawn(running);
+    }
+}
+
+/// The place of a handshake under way, free again when dropped.
+struct Slot {
+    guard: SharedGuard,
+    id: HandshakeId,
+    outcome: Outcome,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        lock(&self.guard).ended(self.id, self.outcome);
     }
 }

@@ -115,7 +115,7 @@ pub use macula_proto::node::{DeliveryMode, LinkStatus, Qos, RealmSummary, Role, 
 pub use macula_proto::pubsub::NameError;
 pub use macula_proto::wire::message::{ProviderPolicy, RefusalCode, SlowPolicy};
 pub use macula_proto::{EndpointId, RealmId};
-pub use macula_transport::SecretKey;
+pub use macula_transport::{HandshakeLimits, HandshakeStats, SecretKey};
 
 pub use crate::builder::NodeBuilder;
 pub use crate::call::{CallBuilder, DEFAULT_CALL_DEADLINE, DEFAULT_STREAM_DEADLINE};

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use macula_grant::{GrantVerifier, Realm, Record};
 use macula_proto::EndpointId;
 use macula_proto::node::{Admission, Config, Role, Stats};
 use macula_proto::wire::message::CloseCode;
-use macula_transport::{Endpoint, EndpointConfig, SecretKey};
+use macula_transport::{Endpoint, EndpointConfig, HandshakeLimits, HandshakeStats, SecretKey};
 use tokio::sync::mpsc;
 
 use crate::builder::{KeySource, bind_error, missing};
@@ -27,6 +27,8 @@ use crate::status::Status;
 
 /// What closing and draining give to what has begun.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a peer's handshake may take unless told otherwise.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Settings of a [`Router`]; made by [`Router::builder`].
 #[derive(Clone, Debug)]
@@ -40,6 +42,8 @@ pub struct RouterBuilder {
     key: KeySource,
     config: Config,
     agent: Option<String>,
+    handshake_timeout: Duration,
+    handshakes: HandshakeLimits,
 }
 
 impl RouterBuilder {
@@ -110,6 +114,18 @@ impl RouterBuilder {
         self
     }
 
+    /// What a peer's handshake may take. Default: 5 s.
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = timeout;
+        self
+    }
+
+    /// Changes what handshakes of peers may use; links do not count. See [`HandshakeLimits`].
+    pub fn handshakes(mut self, change: impl FnOnce(&mut HandshakeLimits)) -> Self {
+        change(&mut self.handshakes);
+        self
+    }
+
     /// Program and version told to peers. Default: this library's.
     pub fn agent(mut self, agent: impl Into<String>) -> Self {
         self.agent = Some(agent.into());
@@ -149,6 +165,8 @@ impl RouterBuilder {
         let mut settings = EndpointConfig::new(key.clone());
         settings.listen = Some(listen);
         settings.accept = true;
+        settings.handshake_timeout = self.handshake_timeout;
+        settings.handshakes = self.handshakes;
         let socket = Endpoint::bind(&settings).map_err(bind_error)?;
         let local_addr = socket.local_addr();
         let Started { owner, endpoint, links } = endpoint::start(&key, config, socket)?;
@@ -167,8 +185,9 @@ impl RouterBuilder {
             owner.shared.records.get_or_init(|| sender);
             owner.tasks.spawn(records::keep(folder, kept));
         }
+        let weak = Arc::downgrade(&endpoint);
         owner.tasks.spawn(connector::accept(owner.shared.clone(), endpoint, links));
-        Ok(Router { owner, local_addr })
+        Ok(Router { owner, endpoint: weak, local_addr })
     }
 }
 
@@ -179,6 +198,8 @@ impl RouterBuilder {
 #[derive(Clone, Debug)]
 pub struct Router {
     owner: Arc<Owner>,
+    /// Weak: the socket goes when the router is closed, also while handles are left.
+    endpoint: Weak<Endpoint>,
     local_addr: SocketAddr,
 }
 
@@ -194,6 +215,8 @@ impl Router {
             key: KeySource::default(),
             config: Config::new(Role::Router, 0),
             agent: None,
+            handshake_timeout: HANDSHAKE_TIMEOUT,
+            handshakes: HandshakeLimits::default(),
         }
     }
 
@@ -227,6 +250,12 @@ impl Router {
     /// Dropping the future changes nothing.
     pub async fn stats(&self) -> Result<Stats, Closed> {
         Ok(self.status().await?.stats)
+    }
+
+    /// What became of the handshakes of peers since the start: what was let in and what was kept
+    /// out, and by which limit. All zero once the router is closed.
+    pub fn handshakes(&self) -> HandshakeStats {
+        self.endpoint.upgrade().map(|endpoint| endpoint.handshakes()).unwrap_or_default()
     }
 
     /// What happens to it from now on.

@@ -156,6 +156,14 @@ fn tell(json: bool, told: &Told) {
             Told::Revoked { realm, sequence, expelled } => json!({
                 "event": "revoked", "realm": realm, "sequence": sequence, "expelled": expelled,
             }),
+            Told::Handshakes(stats) => json!({
+                "event": "handshakes", "running": stats.running, "completed": stats.completed,
+                "retried": stats.retried, "pauses": stats.pauses,
+                "refused_full": stats.refused_full, "refused_rate": stats.refused_rate,
+                "ignored_source": stats.ignored_source, "refused_key": stats.refused_key,
+                "timed_out": stats.timed_out, "displaced": stats.displaced,
+                "failed": stats.failed, "junk": stats.junk,
+            }),
             Told::Draining { signal, reconnect_window } => json!({
                 "event": "draining", "signal": signal,
                 "reconnect_window_ms": reconnect_window.as_millis() as u64,

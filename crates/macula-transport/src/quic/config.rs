@@ -41,8 +41,11 @@ const PEER_ADDRESSES_MAX: u8 = 32;
 /// answer connection ids of our making, so that a low bound is safe; after a restart each of
 /// thousands of peers needs one.
 const RESET_INTERVAL: Duration = Duration::from_micros(100);
-/// Connection attempts that may wait for being looked at.
-const INCOMING_MAX: usize = 4096;
+/// The only version of QUIC that is spoken.
+const QUIC_V1: u32 = 1;
+/// Connection attempts that may wait for being looked at. Those beyond it are dropped before anything
+/// is decrypted, which is cheap; at the highest rate that is looked at these are 50 ms.
+const INCOMING_MAX: usize = 1024;
 /// What one such attempt may make us keep, bytes.
 const INCOMING_BYTES_MAX: u64 = 64 * 1024;
 /// What all of them may make us keep, bytes.
@@ -70,6 +73,8 @@ pub(super) fn endpoint(key: &SecretKey, port: u16, mtu_max: u16) -> noq::Endpoin
     config
         .cid_generator(Arc::new(move || Box::new(KeyedCids { key: Arc::clone(&cid_key) })))
         .min_reset_interval(RESET_INTERVAL)
+        // No drafts: what is offered to packets of other versions is shorter so.
+        .supported_versions(vec![QUIC_V1])
         // So that STUN and TURN can share the socket one day (RFC 9443).
         .grease_quic_bit(false);
     if let Err(error) = config.max_udp_payload_size(mtu_max) {

@@ -2,18 +2,20 @@
 
 mod config;
 mod runtime;
+mod sieve;
 mod tls;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use macula_proto::id::EndpointId;
 use macula_proto::limits;
 use macula_proto::wire::frame::Class;
-use noq::{ConnectionError, PathId, VarInt};
+use noq::{ConnectionError, PathId, Runtime, VarInt};
 
 use crate::crew::Crew;
 use crate::endpoint::EndpointConfig;
@@ -27,6 +29,7 @@ pub(crate) struct Endpoint {
     client_transport: Arc<noq::TransportConfig>,
     /// Kept over dials: lets servers that are flooded skip the extra round trip.
     tokens: Arc<noq::TokenMemoryCache>,
+    junk: Arc<AtomicU64>,
 }
 
 /// Why a handshake did not work out.
@@ -61,14 +64,21 @@ impl Endpoint {
         } else {
             None
         };
-        let endpoint = noq::Endpoint::new(
+        let runtime = Arc::new(runtime::Runtime(crew.clone()));
+        let (socket, junk) = sieve::Sieve::around(runtime.wrap_udp_socket(socket)?);
+        let endpoint = noq::Endpoint::new_with_abstract_socket(
             config::endpoint(&settings.key, port, settings.mtu_max),
             server,
-            socket,
-            Arc::new(runtime::Runtime(crew.clone())),
+            Box::new(socket),
+            runtime,
         )?;
         let client_transport = Arc::new(config::client(settings));
-        Ok(Self { endpoint, tls, client_transport, tokens: Arc::default() })
+        Ok(Self { endpoint, tls, client_transport, tokens: Arc::default(), junk })
+    }
+
+    /// Datagrams that were dropped unseen.
+    pub(crate) fn junk(&self) -> u64 {
+        self.junk.load(Ordering::Relaxed)
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -136,6 +146,21 @@ impl Incoming {
     /// Whether the peer has shown that it receives packets at its address.
     pub(crate) fn is_validated(&self) -> bool {
         self.0.remote_address_validated()
+    }
+
+    /// Where it comes from, or says so.
+    pub(crate) fn remote(&self) -> SocketAddr {
+        canonical(self.0.remote_address())
+    }
+
+    /// Says no.
+    pub(crate) fn refuse(self) {
+        self.0.refuse();
+    }
+
+    /// Says nothing.
+    pub(crate) fn ignore(self) {
+        self.0.ignore();
     }
 
     /// Makes the peer show that; costs it a round trip and us nothing.

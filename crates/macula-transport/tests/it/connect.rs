@@ -213,7 +213,7 @@ async fn a_restarted_peer_is_noticed_within_a_keep_alive() {
 #[tokio::test]
 async fn a_flood_of_garbage_does_not_stop_a_good_dial() {
     let mut config = config(2);
-    config.handshakes_max = 4;
+    config.handshakes.running_max = 4;
     let two = Endpoint::bind(&config).unwrap();
     let one = endpoint(1);
     let addr = two.local_addr();
