@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::address::GatewayAddress;
+use crate::bench::Garbage;
 use crate::cmd::realm::args::RealmCommand;
 
 /// What `macula --help` shows below the commands.
@@ -397,6 +398,8 @@ pub(crate) enum BenchCommand {
     Rpc(BenchRpcArgs),
     /// Random load and trouble for minutes, checked against what must hold
     Soak(BenchSoakArgs),
+    /// Calls and messages of many clients, without and with garbage sent to the gateway
+    Hostile(BenchHostileArgs),
 }
 
 /// What both benchmarks take.
@@ -462,6 +465,25 @@ pub(crate) struct BenchSoakArgs {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(4..=64))]
     pub(crate) nodes: u8,
     /// Print one JSON object at the end
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchHostileArgs {
+    /// Good clients; each calls and publishes five times a second
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    pub(crate) clients: u32,
+    /// Packets of garbage per second
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) rate: u32,
+    /// What garbage
+    #[arg(long, value_enum, default_value_t = Garbage::Mix)]
+    pub(crate) garbage: Garbage,
+    /// How long to measure, without garbage and again with it
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = duration)]
+    pub(crate) seconds: Duration,
+    /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -575,6 +597,7 @@ mod tests {
             "macula bench pubsub --size 1024 --subscribers 3 --seconds 1 --qos 1 --rate 100 --json",
             "macula bench pubsub --qos",
             "macula bench rpc --in-flight 64",
+            "macula bench hostile --clients 100 --rate 10000 --garbage openings --seconds 1 --json",
             "macula demo --keep --json",
             "macula completion bash",
             "macula config check gateway.toml",

@@ -199,6 +199,11 @@ impl GatewayProcess {
         self.process.pid()
     }
 
+    /// Hands over what it tells from now on.
+    pub(crate) fn take_lines(&mut self) -> mpsc::Receiver<String> {
+        self.process.take_lines()
+    }
+
     /// Kills it (SIGKILL).
     pub(crate) async fn kill(&mut self) -> Result<()> {
         self.process.kill().await

@@ -4,6 +4,8 @@
 //! are processes of their own, so that CPU time can be told apart. `soak` measures nothing: it looks
 //! for what does not hold.
 
+mod flood;
+mod hostile;
 mod protocol;
 mod soak;
 mod worker;
@@ -24,6 +26,7 @@ use crate::out::{self, Paint};
 
 use protocol::{Count, Job, Said, Wish};
 
+pub(crate) use flood::Garbage;
 pub(crate) use worker::run as run_worker;
 
 /// Before anything is measured.
@@ -47,6 +50,7 @@ pub(crate) async fn run(command: BenchCommand) -> Result<(), Failure> {
             BenchCommand::Pubsub(args) => pubsub(args).await.map_err(Failure::from),
             BenchCommand::Rpc(args) => rpc(args).await.map_err(Failure::from),
             BenchCommand::Soak(args) => Box::pin(soak::run(args)).await,
+            BenchCommand::Hostile(args) => hostile::run(args).await.map_err(Failure::from),
         }
     };
     tokio::select! {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::flood::Garbage;
+
 /// What a worker does, from its start on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -41,6 +43,25 @@ pub(crate) enum Job {
         size: u32,
         /// Calls open at once.
         in_flight: u32,
+    },
+    /// Many clients, each on a connection of its own, that call now and then and publish to one
+    /// another until told to stop.
+    Mingle {
+        /// Prefix of their topics.
+        topic: String,
+        /// Procedure that they call.
+        procedure: String,
+        /// How many.
+        clients: u32,
+    },
+    /// Sends garbage to the gateway until told to stop.
+    Flood {
+        /// Which.
+        garbage: Garbage,
+        /// Packets per second.
+        rate: u32,
+        /// Addresses that it comes from.
+        sources: u8,
     },
 }
 

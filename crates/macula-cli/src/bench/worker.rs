@@ -12,6 +12,7 @@ use macula::{Node, Publisher, Qos, Request, Service, Subscription};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::watch;
 
+use super::flood::{Flood, Pace};
 use super::protocol::{Count, Job, Said, Wish};
 use crate::args::{BenchWorkerArgs, ConnectArgs, PolicyArg};
 use crate::connect;
@@ -23,6 +24,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const SAMPLE_EVERY: u64 = 64;
 /// A call of the benchmark gives up after this.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// A client that mingles calls and publishes so often.
+const MINGLE_INTERVAL: Duration = Duration::from_millis(200);
+/// What it sends then, bytes.
+const MINGLE_BYTES: usize = 64;
 /// A throughput publisher looks after others so often, messages.
 const YIELD_EVERY: u64 = 256;
 
@@ -63,7 +68,7 @@ async fn say(said: &Said) -> Result<()> {
 
 /// What was done. Latencies are recorded seldom enough for a lock.
 #[derive(Debug, Default)]
-struct Meter {
+pub(super) struct Meter {
     done: AtomicU64,
     base: AtomicU64,
     lost: AtomicU64,
@@ -73,7 +78,7 @@ struct Meter {
 }
 
 impl Meter {
-    fn add(&self, count: u64) {
+    pub(super) fn add(&self, count: u64) {
         self.done.fetch_add(count, Ordering::Relaxed);
     }
 
@@ -111,6 +116,7 @@ struct Crew {
     nodes: Vec<Node>,
     publisher: Option<Publisher>,
     _service: Option<Service>,
+    _flood: Option<Flood>,
 }
 
 impl Crew {
@@ -140,10 +146,34 @@ async fn start(
     going: watch::Receiver<bool>,
 ) -> Result<Crew> {
     let job: Job = serde_json::from_str(&args.job).context("the job")?;
-    let node = node(args).await?;
-    let mut crew = Crew { nodes: vec![node.clone()], publisher: None, _service: None };
     meter.idle.store(true, Ordering::Release);
+    let mut crew = Crew { nodes: Vec::new(), publisher: None, _service: None, _flood: None };
+    if let Job::Flood { garbage, rate, sources } = job {
+        let to = tokio::net::lookup_host(args.gateway.host_port()).await?.next();
+        let to = to.context("the gateway's address")?;
+        let flood = Flood::start(to, garbage, sources, Pace { rate, meter: meter.clone(), going });
+        crew._flood = Some(flood.await?);
+        return Ok(crew);
+    }
+    let node = node(args).await?;
+    crew.nodes.push(node.clone());
     match job {
+        Job::Flood { .. } => {}
+        Job::Mingle { topic, procedure, clients } => {
+            let topic_of = |index: u32| format!("{topic}.{}", index % clients);
+            for index in 0..clients {
+                if index > 0 {
+                    crew.nodes.push(self::node(args).await?);
+                }
+                let Some(node) = crew.nodes.last() else { continue };
+                let subscription = node.subscription(&topic_of(index)).open().await?;
+                tokio::spawn(receive(subscription, meter.clone(), true));
+                let publisher = node.publisher(&topic_of(index + 1)).open()?;
+                let offset = MINGLE_INTERVAL * index / clients;
+                let client = Mingling { node: node.clone(), publisher, meter: meter.clone() };
+                tokio::spawn(client.run(procedure.clone(), offset, going.clone()));
+            }
+        }
         Job::Publish { topic, size, qos1, rate } => {
             let qos = if qos1 { Qos::AtLeastOnce } else { Qos::AtMostOnce };
             let publisher = node.publisher(&topic).qos(qos).open()?;
@@ -184,6 +214,46 @@ async fn node(args: &BenchWorkerArgs) -> Result<Node> {
     let connect = ConnectArgs { key: None, connect_timeout: CONNECT_TIMEOUT };
     let (node, _) = connect::node(&args.gateway, &connect, (Some(&args.realm), None)).await?;
     Ok(node)
+}
+
+/// One client of many.
+struct Mingling {
+    node: Node,
+    publisher: Publisher,
+    meter: Arc<Meter>,
+}
+
+impl Mingling {
+    async fn run(
+        self,
+        procedure: String,
+        offset: Duration,
+        mut going: watch::Receiver<bool>,
+    ) -> Result<()> {
+        let mut number = 0u64;
+        going.wait_for(|go| *go).await?;
+        let mut ticks =
+            tokio::time::interval_at(tokio::time::Instant::now() + offset, MINGLE_INTERVAL);
+        loop {
+            going.wait_for(|go| *go).await?;
+            ticks.tick().await;
+            self.publisher.publish(payload(MINGLE_BYTES, number, unix_us())).await?;
+            number += 1;
+            let argument = Bytes::from_static(&[b'x'; MINGLE_BYTES]);
+            let started = Instant::now();
+            let call = self.node.call_with(&procedure).arg(argument).deadline(CALL_DEADLINE);
+            match call.send().await {
+                Ok(_) => {
+                    self.meter.record(started.elapsed().as_micros() as u64);
+                    self.meter.add(1);
+                }
+                Err(error) => {
+                    self.meter.lost.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(%error, "a call of the benchmark failed");
+                }
+            }
+        }
+    }
 }
 
 struct Publishing {
