@@ -240,3 +240,43 @@ async fn a_flood_of_garbage_does_not_stop_a_good_dial() {
     flood.await.unwrap();
     drop(connect(&one, &two, 2).await);
 }
+
+#[tokio::test]
+async fn a_key_that_connects_in_a_loop_hears_why_it_is_turned_away() {
+    let mut config = config(2);
+    config.handshakes.per_key_max = 1;
+    let (one, two, three) = (endpoint(1), Endpoint::bind(&config).unwrap(), endpoint(3));
+    // Five are let in at once.
+    for _ in 0..5 {
+        drop(connect(&one, &two, 2).await);
+    }
+    let dialled = soon("a dial", one.dial(&target(&two, 2))).await.unwrap();
+    match Side::start(dialled).down().await {
+        DownReason::Peer { code: 6, reason } => {
+            assert!(reason.starts_with("this key connects too often; wait "), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    drop(connect(&three, &two, 2).await);
+    let stats = two.handshakes();
+    assert_eq!((stats.completed, stats.refused_key), (7, 1));
+    assert_eq!(one.handshakes().completed, 0, "who dials does not count");
+}
+
+#[tokio::test]
+async fn only_what_could_open_a_connection_gets_an_offer_of_versions() {
+    let two = endpoint(2);
+    let socket = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    socket.connect(two.local_addr()).await.unwrap();
+    let mut packet = [0x55u8; 1200];
+    packet[..7].copy_from_slice(&[0xc0, 0x0a, 0x1a, 0x2a, 0x3a, 0, 0]);
+    for bytes in [7, 1199, 1200] {
+        socket.send(&packet[..bytes]).await.unwrap();
+    }
+    let mut answer = [0u8; 1500];
+    let bytes = soon("an offer", socket.recv(&mut answer)).await.unwrap();
+    assert_eq!(answer[1..5], [0; 4], "not an offer of versions");
+    assert!(bytes < 32, "{bytes} bytes");
+    assert!(socket.try_recv(&mut answer).is_err(), "an answer to a small packet");
+    assert_eq!(two.handshakes().junk, 2);
+}
