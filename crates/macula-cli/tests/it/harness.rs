@@ -193,6 +193,24 @@ impl Gateway {
         Self { home, id, addr, child, events }
     }
 
+    /// One with this configuration file.
+    pub(crate) fn configured(text: &str) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("gateway.toml");
+        std::fs::write(&file, text).unwrap();
+        let arguments = ["--config", file.to_str().unwrap()];
+        let (child, id, addr, events) = launch(home.path(), "127.0.0.1:0", &arguments);
+        Self { home, id, addr, child, events }
+    }
+
+    /// The most memory that it has used so far, bytes.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// `ID@HOST:PORT`.
     pub(crate) fn pinned(&self) -> String {
         format!("{}@{}", self.id, self.addr)
