@@ -61,8 +61,8 @@ pub struct Limits {
     #[serde(with = "human::duration")]
     pub handshake_timeout: Duration,
     /// Handshakes at once; links do not count. Default 512; 4 to 100,000. From a quarter of it on
-    /// peers must prove their address first; at the limit they are refused, but one that has
-    /// stalled for 1 s makes room. Too small: many peers at once have to try again.
+    /// peers must prove their address first; at the limit sources share them, one that has stalled
+    /// for 2 s makes room, and the rest is refused. Too small: many peers at once have to try again.
     pub handshakes_max: usize,
     /// Handshakes per second. Default 2,000; 1 to 1,000,000. Above a quarter of it peers must prove
     /// their address first; at the limit they are refused. Too small: peers come back slowly

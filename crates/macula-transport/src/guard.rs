@@ -12,15 +12,15 @@
 //!    answer to each packet is what a flooder would like, and who waits for one slows down by
 //!    itself. Above the limits of all they are *refused*, as the peer is not to blame, its address
 //!    is real, and it can turn elsewhere at once.
-//! 3. When every slot is taken, the oldest handshake that has taken longer than honest ones do
-//!    makes room.
+//! 3. When every slot is taken, they are shared: who has none yet gets one from the source that has
+//!    the most. Among equals the oldest makes room, once it has taken longer than honest ones do.
 //! 4. A key is known when the handshake is done. One that comes back too often is turned away until
 //!    it has paused.
 //!
 //! Even Retries have a budget. When it is used up, nobody is listened to for a moment, and QUIC drops
 //! first packets before it decrypts anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -38,8 +38,9 @@ const KEY_BURST_SECONDS: u32 = 5;
 const RETRIES_PER_SECOND_MAX: u32 = 20_000;
 /// When that is used up, so long nobody is listened to.
 const PAUSE: Duration = Duration::from_millis(5);
-/// A handshake may be given up for another one after this. Honest ones take two round trips.
-const STALLED_AFTER: Duration = Duration::from_secs(1);
+/// A handshake may be given up for another one after this. Honest ones take two round trips. What is
+/// given up lingers in QUIC for some 3 s, so this also bounds memory.
+const STALLED_AFTER: Duration = Duration::from_secs(2);
 /// Sources and keys that are remembered, each: `SETS × WAYS`.
 const SETS: usize = 1024;
 const WAYS: usize = 4;
@@ -48,9 +49,10 @@ const WAYS: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HandshakeLimits {
-    /// At once. More are refused, unless one has stalled for a second, which is then given up. From a
-    /// quarter of it on peers must show first that they receive what is sent to them, which costs
-    /// a round trip. Default 512.
+    /// At once. When all are taken, a source (see [`Self::per_source_max`]) gets one from that which
+    /// has the most, or the oldest is given up if it has stalled for two seconds; more are refused.
+    /// From a quarter of it on peers must show first that they receive what is sent to them, which
+    /// costs a round trip. Default 512.
     pub running_max: usize,
     /// Per second, all together; as many may come at once. More are refused. Above a quarter of it
     /// peers must show first that they receive what is sent to them. Default 2,000.
@@ -92,7 +94,7 @@ pub struct HandshakeStats {
     pub refused_key: u64,
     /// Given up after the time for a handshake.
     pub timed_out: u64,
-    /// Given up early, because a newer one needed the slot.
+    /// Given up early, because another one needed the slot.
     pub displaced: u64,
     /// Broken off, by the peer or for a fault of it.
     pub failed: u64,
@@ -131,6 +133,8 @@ pub(crate) struct Guard {
     running_max: usize,
     /// Ids ascend, so the first is the oldest.
     running: BTreeMap<HandshakeId, Running>,
+    /// The same by who has them.
+    holders: HashMap<Holder, BTreeSet<HandshakeId>>,
     next_id: u64,
     all: Bucket,
     unproved: Bucket,
@@ -145,8 +149,12 @@ pub(crate) struct Guard {
 #[derive(Debug)]
 struct Running {
     since: Instant,
+    holder: Holder,
     give_up: CancellationToken,
 }
+
+/// Who has a slot: a proved source, or all the others together.
+type Holder = Option<Source>;
 
 impl Guard {
     pub(crate) fn new(limits: &HandshakeLimits, now: Instant) -> Self {
@@ -155,6 +163,7 @@ impl Guard {
         Self {
             running_max: limits.running_max.max(1),
             running: BTreeMap::new(),
+            holders: HashMap::new(),
             next_id: 0,
             all: bucket(limits.per_second_max, BURST_SECONDS),
             unproved: bucket(unproved, BURST_SECONDS),
@@ -182,7 +191,7 @@ impl Guard {
             let is_calm = self.running.len() * UNPROVED_SHARE < self.running_max;
             if is_calm && self.unproved.has_room(now) && self.all.take(now) {
                 self.unproved.take(now);
-                return self.start(now);
+                return self.start(now, None);
             }
             self.stats.retried += 1;
             // Without room there was a pause that the caller did not make: it costs, nothing breaks.
@@ -190,26 +199,27 @@ impl Guard {
             return Verdict::Retry;
         }
         let (is_loaded, pace) = (self.is_loaded(now), self.source_pace);
-        let source = self.sources.entry(Source::of(ip), now);
-        let is_within = pace.take(&mut source.due, now);
+        let source = Source::of(ip);
+        let is_within = pace.take(&mut self.sources.entry(source, now).due, now);
         if is_loaded && !is_within {
             self.stats.ignored_source += 1;
             return Verdict::Ignore;
         }
-        if self.running.len() >= self.running_max && !self.displace(now) {
-            self.stats.refused_full += 1;
-            return Verdict::Refuse;
-        }
-        if !self.all.take(now) {
+        if !self.all.has_room(now) {
             self.stats.refused_rate += 1;
             return Verdict::Refuse;
         }
-        self.start(now)
+        if self.running.len() >= self.running_max && !self.displace(now, source) {
+            self.stats.refused_full += 1;
+            return Verdict::Refuse;
+        }
+        self.all.take(now);
+        self.start(now, Some(source))
     }
 
     /// A handshake ended by itself; nothing happens if it was displaced.
     pub(crate) fn ended(&mut self, id: HandshakeId, outcome: Outcome) {
-        if self.running.remove(&id).is_none() {
+        if self.remove(id).is_none() {
             return;
         }
         match outcome {
@@ -248,21 +258,43 @@ impl Guard {
             || self.all.is_half_used(now)
     }
 
-    fn start(&mut self, now: Instant) -> Verdict {
+    fn start(&mut self, now: Instant, holder: Holder) -> Verdict {
         let id = HandshakeId(self.next_id);
         self.next_id += 1;
         let give_up = CancellationToken::new();
-        self.running.insert(id, Running { since: now, give_up: give_up.clone() });
+        self.running.insert(id, Running { since: now, holder, give_up: give_up.clone() });
+        self.holders.entry(holder).or_default().insert(id);
         Verdict::Start(id, give_up)
     }
 
-    /// Makes room at the expense of the oldest handshake, if it has stalled.
-    fn displace(&mut self, now: Instant) -> bool {
-        let Some(oldest) = self.running.first_entry() else { return false };
-        if now.saturating_duration_since(oldest.get().since) < STALLED_AFTER {
-            return false;
+    fn remove(&mut self, id: HandshakeId) -> Option<Running> {
+        let running = self.running.remove(&id)?;
+        if let Some(held) = self.holders.get_mut(&running.holder) {
+            held.remove(&id);
+            if held.is_empty() {
+                self.holders.remove(&running.holder);
+            }
         }
-        oldest.remove().give_up.cancel();
+        Some(running)
+    }
+
+    /// Makes room for `source` at the expense of one that has more, or of the oldest handshake, if
+    /// that has stalled.
+    fn displace(&mut self, now: Instant, source: Source) -> bool {
+        let own = self.holders.get(&Some(source)).map_or(0, BTreeSet::len);
+        let most = self.holders.values().max_by_key(|held| held.len());
+        let victim = match most {
+            Some(held) if held.len() > own + 1 => held.first().copied(),
+            Some(_) | None => {
+                let oldest = self.running.iter().next();
+                let stalled = oldest.filter(|(_, running)| {
+                    now.saturating_duration_since(running.since) >= STALLED_AFTER
+                });
+                stalled.map(|(id, _)| *id)
+            }
+        };
+        let Some(victim) = victim.and_then(|victim| self.remove(victim)) else { return false };
+        victim.give_up.cancel();
         self.stats.displaced += 1;
         true
     }
@@ -423,9 +455,34 @@ mod tests {
         for last in 0..6 {
             started(guard.decide(now, ip(last), true));
         }
-        assert!(matches!(guard.decide(now, ip(9), true), Verdict::Refuse));
         let stats = guard.stats();
-        assert_eq!((stats.running, stats.retried, stats.refused_full), (8, 2, 1));
+        assert_eq!((stats.running, stats.retried), (8, 2));
+        // All of these together count as one, which has more than a source that has none.
+        started(guard.decide(now, ip(9), true));
+        assert!(matches!(guard.decide(now, ip(10), true), Verdict::Refuse));
+        let stats = guard.stats();
+        assert_eq!((stats.running, stats.displaced, stats.refused_full), (8, 1, 1));
+    }
+
+    #[test]
+    fn slots_are_shared_among_sources() {
+        let (mut guard, clock) = guard(LIMITS);
+        let mut greedy = Vec::new();
+        for _ in 0..8 {
+            greedy.push(started(guard.decide(clock.0, ip(1), true)));
+        }
+        assert!(matches!(guard.decide(clock.0, ip(1), true), Verdict::Refuse));
+        let taken = (0..8).filter(|_| {
+            let verdict = guard.decide(clock.0, ip(2), true);
+            matches!(verdict, Verdict::Start(..))
+        });
+        assert_eq!(taken.count(), 4, "half of them");
+        let given_up = greedy.iter().filter(|(_, give_up)| give_up.is_cancelled()).count();
+        assert_eq!((given_up, guard.stats().displaced), (4, 4));
+        for (id, _) in greedy {
+            guard.ended(id, Outcome::Failed);
+        }
+        assert_eq!((guard.stats().running, guard.holders.len()), (4, 1));
     }
 
     #[test]
@@ -504,7 +561,7 @@ mod tests {
             started(guard.decide(clock.pass(10), ip(last), true));
         }
         assert!(matches!(guard.decide(clock.0, ip(9), true), Verdict::Refuse), "none has stalled");
-        started(guard.decide(clock.pass(930), ip(9), true));
+        started(guard.decide(clock.pass(1930), ip(9), true));
         assert!(give_up.is_cancelled());
         guard.ended(first, Outcome::TimedOut);
         let stats = guard.stats();

@@ -192,7 +192,7 @@ fn packet(garbage: Garbage, opening: &Opening) -> Result<Vec<u8>> {
     let id: [u8; 20] = random()?;
     let header = Packet { id: &id, ..opening.header() };
     // PING and padding.
-    let empty = [&[1u8][..], &[0; 1100]].concat();
+    let empty = [&[1u8][..], &[0; OPENING_BYTES]].concat();
     Ok(match garbage {
         Garbage::Mix | Garbage::Openings | Garbage::Proved => {
             Packet { payload: &opening.payload, ..header }.seal()?
