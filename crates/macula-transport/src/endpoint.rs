@@ -16,6 +16,7 @@ use crate::dial::{self, DialError, Target};
 use crate::guard::{Guard, HandshakeId, HandshakeLimits, HandshakeStats, Outcome, Verdict};
 use crate::key::SecretKey;
 use crate::link::Connected;
+use crate::loading::Loading;
 use crate::quic::{self, HandshakeError};
 use crate::socket::{self, BindError};
 use crate::sync::lock;
@@ -62,6 +63,9 @@ pub struct EndpointConfig {
     /// Kernel buffers of the socket, bytes, each; the system's own limits are lower as a rule
     /// (`net.core.rmem_max`). Small ones lose packets in bursts. Default 8 MiB.
     pub socket_buffer_bytes: usize,
+    /// What frames on streams of their own may hold before they are complete, over all links, bytes.
+    /// Beyond it they become complete one at a time. Default 256 MiB.
+    pub loading_bytes_max: usize,
 }
 
 impl EndpointConfig {
@@ -77,6 +81,7 @@ impl EndpointConfig {
             handshakes: HandshakeLimits::default(),
             mtu_max: MTU_MAX,
             socket_buffer_bytes: 8 * 1024 * 1024,
+            loading_bytes_max: 256 * 1024 * 1024,
         }
     }
 }
@@ -92,6 +97,7 @@ pub struct Endpoint {
     crew: Crew,
     accepted: Mutex<mpsc::Receiver<Connected>>,
     guard: Option<SharedGuard>,
+    loading: Arc<Loading>,
     tasks: TaskTracker,
     closed: CancellationToken,
 }
@@ -129,6 +135,7 @@ impl Endpoint {
             crew,
             accepted: Mutex::new(receiver),
             guard,
+            loading: Loading::new(config.loading_bytes_max),
             tasks: TaskTracker::new(),
             closed: CancellationToken::new(),
             quic,
@@ -138,6 +145,7 @@ impl Endpoint {
                 quic: Arc::clone(&endpoint.quic),
                 timeout: config.handshake_timeout,
                 guard: Arc::clone(guard),
+                loading: Arc::clone(&endpoint.loading),
                 accepted: sender,
                 crew: endpoint.crew.clone(),
                 tasks: endpoint.tasks.clone(),
@@ -172,7 +180,7 @@ impl Endpoint {
     /// Dropping the future abandons all attempts.
     pub async fn dial(&self, target: &Target) -> Result<Connected, DialError> {
         let connection = dial::dial(&self.quic, target, self.handshake_timeout).await?;
-        Ok(Connected::new(connection, true, self.crew.clone()))
+        Ok(Connected::new(connection, true, self.crew.clone(), Arc::clone(&self.loading)))
     }
 
     /// The next peer that completed its handshake; `None` once the endpoint is closed, or at once
@@ -227,6 +235,7 @@ struct Acceptor {
     quic: Arc<quic::Endpoint>,
     timeout: Duration,
     guard: SharedGuard,
+    loading: Arc<Loading>,
     accepted: mpsc::Sender<Connected>,
     crew: Crew,
     tasks: TaskTracker,
@@ -262,6 +271,7 @@ impl Acceptor {
         let mut slot = Slot { guard: Arc::clone(&self.guard), id, outcome: Outcome::Failed };
         let (timeout, accepted) = (self.timeout, self.accepted.clone());
         let (crew, closed) = (self.crew.clone(), self.closed.clone());
+        let loading = Arc::clone(&self.loading);
         let running = self.tasks.track_future(async move {
             let handshake = async {
                 let connection = match incoming.accept(timeout).await {
@@ -283,7 +293,7 @@ impl Acceptor {
                     connection.close(CODE_LIMIT, &reason);
                     return;
                 }
-                let connected = Connected::new(connection, false, crew);
+                let connected = Connected::new(connection, false, crew, loading);
                 // Fails when the endpoint is gone; the peer is closed by that.
                 accepted.send(connected).await.ok();
             };

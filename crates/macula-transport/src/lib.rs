@@ -38,6 +38,7 @@ mod gate;
 mod guard;
 mod key;
 mod link;
+mod loading;
 mod queue;
 mod quic;
 mod socket;

@@ -25,6 +25,8 @@ use crate::records;
 use crate::shared::{CloseCommand, Command, Owner};
 use crate::status::Status;
 
+/// Of the memory budget, large messages that are not complete may take so much beside it.
+const LOADING_SHARE: usize = 4;
 /// What closing and draining give to what has begun.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a peer's handshake may take unless told otherwise.
@@ -167,6 +169,7 @@ impl RouterBuilder {
         settings.accept = true;
         settings.handshake_timeout = self.handshake_timeout;
         settings.handshakes = self.handshakes;
+        settings.loading_bytes_max = config.memory_bytes_max / LOADING_SHARE;
         let socket = Endpoint::bind(&settings).map_err(bind_error)?;
         let local_addr = socket.local_addr();
         let Started { owner, endpoint, links } = endpoint::start(&key, config, socket)?;

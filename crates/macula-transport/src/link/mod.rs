@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::crew::Crew;
 use crate::event::{DownReason, LinkEvent, LinkEventKind};
 use crate::gate::Gate;
+use crate::loading::Loading;
 use crate::queue::{End, Pushed, Queue};
 use crate::quic::{Connection, Lost};
 use crate::stream::{Lookup, Stream, Streams};
@@ -69,12 +70,18 @@ pub struct Connected {
     dialled: bool,
     remote: SocketAddr,
     crew: Crew,
+    loading: Arc<Loading>,
 }
 
 impl Connected {
-    pub(crate) fn new(connection: Connection, dialled: bool, crew: Crew) -> Self {
+    pub(crate) fn new(
+        connection: Connection,
+        dialled: bool,
+        crew: Crew,
+        loading: Arc<Loading>,
+    ) -> Self {
         let remote = connection.remote().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
-        Self { connection, dialled, remote, crew }
+        Self { connection, dialled, remote, crew, loading }
     }
 
     /// Who it is.
@@ -108,6 +115,7 @@ impl Connected {
             dialled: self.dialled,
             remote: self.remote,
             crew: self.crew,
+            loading: self.loading,
             events,
             incoming: Gates::default(),
             outgoing: Queues::default(),
@@ -288,6 +296,8 @@ struct Shared {
     lanes_seen: AtomicU8,
     lane_streams: LaneStreams,
     bulk_readers: Semaphore,
+    /// What large frames of all links hold before they are complete.
+    loading: Arc<Loading>,
     /// Tasks that write bulk frames.
     bulk_writers: Mutex<usize>,
     /// The core wants the lanes read.

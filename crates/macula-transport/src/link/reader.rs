@@ -9,7 +9,7 @@ use std::task::{Poll, ready};
 use bytes::Bytes;
 use macula_proto::limits;
 use macula_proto::wire::frame::{Channel, HEADER_BYTES, RawFrame};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
     PEER_GOODBYE_TIMEOUT, Shared, TYPE_BULK, TYPE_CONTROL, TYPE_LANE, TYPE_STREAM, writer,
@@ -17,6 +17,7 @@ use super::{
 use crate::assemble::Assembler;
 use crate::event::LinkEventKind;
 use crate::gate::{Gate, Passage};
+use crate::loading::STALL_TIMEOUT;
 use crate::queue::End;
 use crate::quic::{Read, RecvStream, SendStream};
 use crate::stream::Stream;
@@ -144,13 +145,25 @@ async fn run_bulk(shared: Arc<Shared>, mut recv: RecvStream) {
     let mut assembler = Assembler::new(Channel::Bulk);
     let mut pieces: [Bytes; PIECES_MAX] = Default::default();
     let mut frames = Vec::new();
+    let mut load = shared.loading.begin();
     // Bytes behind the frame would be a second one.
     let is_whole =
         |frames: &Vec<RawFrame>, assembler: &Assembler| frames.len() == 1 && assembler.is_empty();
     loop {
-        match read(&gate, &mut recv, &mut pieces).await {
+        tokio::select! {
+            () = load.may_go_on() => {}
+            () = shared.lost.cancelled() => return,
+        }
+        let coming = timeout(STALL_TIMEOUT, read(&gate, &mut recv, &mut pieces)).await;
+        if load.must_give_way(coming.is_err()) {
+            let reason = "a large message did not come in time while there was no room for it";
+            return shared.fail(reason.to_owned());
+        }
+        let Ok(read) = coming else { continue };
+        match read {
             Some(Read::Pieces(count)) => {
                 for piece in pieces.iter_mut().take(count) {
+                    load.add(piece.len());
                     if let Err(error) = assembler.push(std::mem::take(piece), &mut frames) {
                         return shared.fail(format!("bulk: {error}"));
                     }
@@ -160,6 +173,8 @@ async fn run_bulk(shared: Arc<Shared>, mut recv: RecvStream) {
                 }
             }
             Some(Read::Finished) if is_whole(&frames, &assembler) => {
+                // From here on the gate counts it.
+                drop(load);
                 return hand_out(&shared, &gate, Channel::Bulk, frames).await;
             }
             Some(Read::Finished) => {
