@@ -19,6 +19,11 @@ use crate::wire::message::{CloseCode, Message, RealmOffer, RefusalCode};
 
 /// Checks of signatures that one link may cause: so many at once, and one more each second.
 const CHECKS: Rate = Rate { per_second: 1, burst: 2 * limits::REALMS_PER_LINK_MAX as u64 };
+/// The same before the link has shown a good grant: a handshake costs a stranger little, and shall
+/// not buy much of our time.
+const CHECKS_OF_STRANGERS: Rate = Rate { per_second: 1, burst: 4 };
+/// A record of revocations counts as one check for each so many bytes begun.
+const RECORD_BYTES_PER_CHECK: usize = 64 * 1024;
 /// Why a router without a verifier admits nobody to a guarded realm.
 const NO_VERIFIER: &str = "it was started without a verifier";
 
@@ -94,22 +99,31 @@ impl Node {
         }
         let unix = self.unix().ok_or(Denial::CannotCheck(NO_CLOCK))?;
         let verifier = self.config.verifier.clone().ok_or(Denial::CannotCheck(NO_VERIFIER))?;
-        let peer = self.take_check(now, link_id)?;
+        let peer = self.take_checks(now, link_id, 1)?;
         let permit = verifier.permit(&offer.realm, &offer.grant)?;
         let known = self.realms.get(&offer.realm.tag()).filter(|realm| realm.id == offer.realm);
         let nothing = Default::default();
         let revocations = known.map_or(&nothing, |realm| &realm.revocations);
         decide(&permit, revocations, &peer, unix, Request::Join)?;
+        if let Some(link) = self.links.get_mut(&link_id) {
+            link.is_known = true;
+        }
         Ok(permit)
     }
 
     /// Signatures are checked for a link as often as it may ask for that.
-    fn take_check(&mut self, now: Time, link: LinkId) -> Result<crate::EndpointId, Denial> {
+    fn take_checks(
+        &mut self,
+        now: Time,
+        link: LinkId,
+        count: u64,
+    ) -> Result<crate::EndpointId, Denial> {
         let link = self.links.get_mut(&link).ok_or(Denial::NoGrant)?;
-        if link.checks.take(now, 1, CHECKS) {
+        let rate = if link.is_known { CHECKS } else { CHECKS_OF_STRANGERS };
+        if link.checks.take(now, count, rate) {
             Ok(link.peer)
         } else {
-            let seconds = link.checks.wait(now, 1, CHECKS).as_secs() + 1;
+            let seconds = link.checks.wait(now, count, rate).as_secs() + 1;
             Err(Denial::TooOften { seconds })
         }
     }
@@ -355,7 +369,8 @@ impl Node {
         record: &Bytes,
     ) -> Result<Bytes, Denial> {
         if let Some(link) = asker {
-            self.take_check(now, link)?;
+            let count = record.len().div_ceil(RECORD_BYTES_PER_CHECK).max(1);
+            self.take_checks(now, link, count as u64)?;
         }
         let (_, sequence) = self.revoke(now, record)?;
         Ok(format!(r#"{{"sequence":{sequence}}}"#).into())

@@ -292,8 +292,9 @@ pub(super) struct Link {
     pub(super) said_goodbye: bool,
     /// Realms that we asked the peer to admit us to.
     pub(super) offered: BTreeSet<RealmTag>,
-    /// How often signatures were checked for the peer.
+    /// How often signatures were checked for the peer, and whether a grant of it was good.
     pub(super) checks: Bucket,
+    pub(super) is_known: bool,
     /// How often it changed its subscriptions and registrations.
     pub(super) changes: Bucket,
     /// What came from it, apart from control; and it waits because that was too fast.
@@ -341,6 +342,7 @@ impl Link {
             said_goodbye: false,
             offered: BTreeSet::new(),
             checks: Bucket::new(now),
+            is_known: false,
             changes: Bucket::new(now),
             received: Bucket::new(now),
             is_slowed: false,

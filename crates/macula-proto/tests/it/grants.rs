@@ -577,6 +577,11 @@ fn signatures_are_checked_so_often_and_not_more() {
         limited += answers.iter().filter(|answer| is_limit(answer)).count();
     }
     assert_eq!(limited, 1 + 640 - 128);
+    // a stranger gets less
+    let rubbish = RealmOffer { grant: Bytes::from_static(b"rubbish"), ..offer(1) };
+    let answers = router.offer(2, vec![rubbish; 64]);
+    let looked_at = answers.iter().flatten().filter(|(_, text)| text.contains("cannot be read"));
+    assert_eq!(looked_at.count(), 4);
 }
 
 #[test]
