@@ -351,9 +351,14 @@ impl Realm {
         (stream, is_new)
     }
 
-    /// Whether nobody needs this realm any more.
+    /// Whether nobody needs this realm any more. One with revocations is needed: whoever was
+    /// revoked must not come back when all others have left.
     pub(super) fn is_idle(&self) -> bool {
-        !self.joined && self.members.is_empty() && self.ring.is_empty() && self.retained.is_empty()
+        !self.joined
+            && self.members.is_empty()
+            && self.ring.is_empty()
+            && self.retained.is_empty()
+            && self.revocations.sequence == 0
     }
 }
 

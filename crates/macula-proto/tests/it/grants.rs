@@ -16,15 +16,15 @@ use macula_proto::{EndpointId, RealmId, Time};
 use crate::world::{Who, World, raw};
 
 /// When the worlds begin, by the calendar.
-const NOON: UnixTime = UnixTime::from_secs(1_795_348_800);
+pub const NOON: UnixTime = UnixTime::from_secs(1_795_348_800);
 
-fn guarded() -> RealmId {
+pub fn guarded() -> RealmId {
     RealmId::guarded(&[7; 32], "com.example.guarded")
 }
 
 /// Takes grants that are lines of plain text: what is signed is not the subject here.
 #[derive(Debug)]
-struct PlainText;
+pub struct PlainText;
 
 impl Verifier for PlainText {
     fn permit(&self, realm: &RealmId, grant: &[u8]) -> Result<Permit, Denial> {
@@ -90,16 +90,16 @@ impl Verifier for PlainText {
 }
 
 /// A grant for the node `who` that ends `seconds` after noon.
-fn grant(who: Who, seconds: u64, rules: &[&str]) -> Bytes {
+pub fn grant(who: Who, seconds: u64, rules: &[&str]) -> Bytes {
     let (peer, expires) = (who + 1, NOON.0 + seconds * 1_000);
     Bytes::from(format!("grant\n{peer}\n{expires}\n{peer}\n{}", rules.join("\n")))
 }
 
-const ALL: [&str; 5] =
+pub const ALL: [&str; 5] =
     ["allow publish **", "allow subscribe **", "allow call **", "allow serve **", "allow store **"];
 
 /// A router that guards a realm.
-fn world() -> (World, Who) {
+pub fn world() -> (World, Who) {
     let mut world = World::new().tuned(|config| config.verifier = Some(Arc::new(PlainText)));
     world.realm = guarded();
     let router = world.router();
@@ -107,7 +107,7 @@ fn world() -> (World, Who) {
     (world, router)
 }
 
-fn leaf(world: &mut World, router: Who, grant: impl FnOnce(Who) -> Bytes) -> Who {
+pub fn leaf(world: &mut World, router: Who, grant: impl FnOnce(Who) -> Bytes) -> Who {
     let who = world.add(Role::Leaf);
     let command = Command::Join { realm: guarded(), grant: grant(who) };
     world.command(who, command);
@@ -117,11 +117,11 @@ fn leaf(world: &mut World, router: Who, grant: impl FnOnce(Who) -> Bytes) -> Who
 }
 
 /// A member that may do everything for an hour.
-fn member(world: &mut World, router: Who) -> Who {
+pub fn member(world: &mut World, router: Who) -> Who {
     leaf(world, router, |who| grant(who, 3_600, &ALL))
 }
 
-fn denial(world: &World, who: Who) -> Option<String> {
+pub fn denial(world: &World, who: Who) -> Option<String> {
     world.sims[who].events.iter().rev().find_map(|(_, event)| match event {
         Event::RealmAnswered { refusal: Some((RefusalCode::Denied, text)), .. } => {
             Some(text.clone())
@@ -130,7 +130,7 @@ fn denial(world: &World, who: Who) -> Option<String> {
     })
 }
 
-fn peers(world: &World, router: Who) -> usize {
+pub fn peers(world: &World, router: Who) -> usize {
     let status = world.sims[router].node.as_ref().unwrap().status();
     status.realms.iter().map(|realm| realm.peers).sum()
 }
@@ -451,13 +451,13 @@ fn a_jump_of_the_clock_ends_permits() {
 
 // --- a router by itself --------------------------------------------------------------------
 
-struct Alone {
-    node: Node,
-    now: Time,
+pub struct Alone {
+    pub node: Node,
+    pub now: Time,
 }
 
 impl Alone {
-    fn new(change: impl FnOnce(&mut Config)) -> Self {
+    pub fn new(change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::new(Role::Router, 1);
         config.verifier = Some(Arc::new(PlainText));
         change(&mut config);
@@ -465,14 +465,26 @@ impl Alone {
         Self { node, now: Time::from_micros(1) }
     }
 
-    fn join(&mut self, realm: RealmId) {
+    pub fn join(&mut self, realm: RealmId) {
         let join = Command::Join { realm, grant: Bytes::new() };
         self.node.handle_input(self.now, Input::Command(join));
     }
 
     /// A peer dials in and offers; what it is told of each realm.
-    fn offer(&mut self, peer: u8, offers: Vec<RealmOffer>) -> Vec<Option<(RefusalCode, String)>> {
-        let link = LinkId(u64::from(peer));
+    pub fn offer(
+        &mut self,
+        peer: u8,
+        offers: Vec<RealmOffer>,
+    ) -> Vec<Option<(RefusalCode, String)>> {
+        self.offer_on(LinkId(u64::from(peer)), peer, offers)
+    }
+
+    pub fn offer_on(
+        &mut self,
+        link: LinkId,
+        peer: u8,
+        offers: Vec<RealmOffer>,
+    ) -> Vec<Option<(RefusalCode, String)>> {
         let id = EndpointId::from_bytes([peer; 32]);
         let remote = "192.0.2.7:1".parse().unwrap();
         self.node.handle_input(self.now, Input::LinkUp { link, peer: id, dialled: false, remote });
@@ -490,7 +502,7 @@ impl Alone {
         self.say(link, &Message::Hello(hello))
     }
 
-    fn say(&mut self, link: LinkId, message: &Message) -> Vec<Option<(RefusalCode, String)>> {
+    pub fn say(&mut self, link: LinkId, message: &Message) -> Vec<Option<(RefusalCode, String)>> {
         let frame = raw(&wire::encode(message));
         self.node.handle_input(self.now, Input::Frame { link, channel: Channel::Control, frame });
         let mut answers = Vec::new();
@@ -504,7 +516,7 @@ impl Alone {
     }
 }
 
-fn offer(who: Who) -> RealmOffer {
+pub fn offer(who: Who) -> RealmOffer {
     RealmOffer { realm: guarded(), grant: grant(who, 3_600, &ALL) }
 }
 

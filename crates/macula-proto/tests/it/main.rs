@@ -6,6 +6,7 @@
 mod digest;
 mod faults;
 mod grants;
+mod guarded_hostile;
 mod handshake;
 mod pubsub;
 mod qos1;

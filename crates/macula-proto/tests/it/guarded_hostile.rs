@@ -1,0 +1,31 @@
+//! What hostile peers try against guarded realms and quotas.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use macula_proto::id::LinkId;
+use macula_proto::node::{Admission, Command, Input};
+
+use crate::grants::{Alone, NOON, offer};
+
+/// A record that revokes the endpoint of the node `who`.
+fn record(sequence: u64, who: usize) -> Bytes {
+    Bytes::from(format!("record\nsequence {sequence}\nendpoint {}", who + 1))
+}
+
+#[test]
+fn what_was_revoked_stays_so_when_everybody_has_left() {
+    let mut router = Alone::new(|config| config.admission = Admission::AnyOpen);
+    router.node.handle_input(router.now, Input::WallClock { unix: NOON });
+    assert_eq!(router.offer(1, vec![offer(0)]), [None]);
+    assert_eq!(router.offer(2, vec![offer(1)]), [None]);
+    router.node.handle_input(router.now, Input::Command(Command::Revoke { record: record(1, 1) }));
+    let down = |link| Input::LinkDown { link: LinkId(link), reason: "gone".to_owned() };
+    router.node.handle_input(router.now, down(2));
+    router.node.handle_input(router.now, down(1));
+    // the last member's session ends
+    router.now = router.now + Duration::from_secs(60);
+    router.node.handle_timeout(router.now);
+    let refusal = router.offer(2, vec![offer(1)]).remove(0);
+    assert!(refusal.is_some_and(|(_, text)| text.contains("revoked")));
+}
