@@ -257,13 +257,19 @@ impl Realm {
         }
         let mut targets = Vec::new();
         self.trie.matches(topic.as_str(), &mut targets);
+        let mut may_keep = true;
         if self.id.is_guarded() {
             // A pattern may match more than a member may receive. Whose permit ends is cut off and
-            // forgets its routes, so what is found here may be remembered.
+            // forgets its routes, so what is found here may be remembered; but not who is left out
+            // only because the clock was set back.
             let receive = Request::Use(Verb::Subscribe, topic.as_str());
             targets.retain(|target| match target {
                 Target::Local(_) => true,
-                Target::Peer { session, .. } => self.check(*session, now, receive).is_ok(),
+                Target::Peer { session, .. } => {
+                    let verdict = self.check(*session, now, receive);
+                    may_keep &= !matches!(verdict, Err(Denial::NotYet { .. }));
+                    verdict.is_ok()
+                }
             });
         }
         let mut route = Route::default();
@@ -277,6 +283,9 @@ impl Realm {
             }
         }
         let route = Arc::new(route);
+        if !may_keep {
+            return route;
+        }
         if self.routes.len() >= ROUTES_MAX {
             self.routes.clear();
         }

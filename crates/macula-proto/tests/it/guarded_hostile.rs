@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use macula_proto::auth::UnixTime;
 use macula_proto::id::LinkId;
-use macula_proto::node::{Admission, Command, Input};
+use macula_proto::node::{Admission, Command, Input, Qos};
 
-use crate::grants::{Alone, NOON, offer};
+use crate::grants::{Alone, NOON, member, offer, world};
 
 /// A record that revokes the endpoint of the node `who`.
 fn record(sequence: u64, who: usize) -> Bytes {
@@ -28,4 +29,21 @@ fn what_was_revoked_stays_so_when_everybody_has_left() {
     router.node.handle_timeout(router.now);
     let refusal = router.offer(2, vec![offer(1)]).remove(0);
     assert!(refusal.is_some_and(|(_, text)| text.contains("revoked")));
+}
+
+#[test]
+fn a_member_hears_again_after_the_clock_was_wrong_for_a_while() {
+    let (mut world, router) = world();
+    let (alice, bob) = (member(&mut world, router), member(&mut world, router));
+    world.subscribe(bob, "a");
+    world.settle();
+    world.input(router, Input::WallClock { unix: UnixTime(NOON.0 - 3_600_000) });
+    world.settle();
+    world.publish(router, "a", Qos::AtMostOnce, "while it was wrong");
+    world.settle();
+    world.input(router, Input::WallClock { unix: UnixTime(NOON.0 + 1_000) });
+    world.settle();
+    world.publish(alice, "a", Qos::AtMostOnce, "hello");
+    world.settle();
+    assert_eq!(world.texts(bob), ["hello"]);
 }
