@@ -383,12 +383,13 @@ impl Node {
     fn attach_session(&mut self, now: Time, link_id: LinkId, peer: EndpointId, instance: u64) {
         let known = self.sessions_by_peer.get(&peer).copied();
         if let Some(id) = known {
-            let same = self.sessions.get(&id).is_some_and(|session| session.instance == instance);
             let old = self.sessions.get(&id).and_then(|session| session.link);
             if let Some(old) = old {
                 self.detach_link(now, old);
                 self.close_link(now, old, CloseCode::Duplicate, "the same peer has a newer link");
             }
+            // asked now: when too many are away, the session ended with its link
+            let same = self.sessions.get(&id).is_some_and(|session| session.instance == instance);
             if same {
                 self.timers.clear(Timer::Session(id));
                 if let Some(session) = self.sessions.get_mut(&id) {

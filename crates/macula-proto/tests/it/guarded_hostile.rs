@@ -6,8 +6,9 @@ use bytes::Bytes;
 use macula_proto::auth::UnixTime;
 use macula_proto::id::LinkId;
 use macula_proto::node::{Admission, Command, Input, Qos};
+use macula_proto::wire::message::{Message, SlowPolicy, Subscribe};
 
-use crate::grants::{Alone, NOON, member, offer, world};
+use crate::grants::{Alone, NOON, guarded, member, offer, world};
 
 /// A record that revokes the endpoint of the node `who`.
 fn record(sequence: u64, who: usize) -> Bytes {
@@ -46,4 +47,27 @@ fn a_member_hears_again_after_the_clock_was_wrong_for_a_while() {
     world.publish(alice, "a", Qos::AtMostOnce, "hello");
     world.settle();
     assert_eq!(world.texts(bob), ["hello"]);
+}
+
+#[test]
+fn a_peer_that_comes_back_needs_no_place_among_those_who_are_away() {
+    let mut router = Alone::new(|config| config.sessions_detached_max = 0);
+    router.join(guarded());
+    router.node.handle_input(router.now, Input::WallClock { unix: NOON });
+    assert_eq!(router.offer(1, vec![offer(0)]), [None]);
+    // the new link is there before the old one is known to be broken
+    let link = LinkId(100);
+    assert_eq!(router.offer_on(link, 1, vec![offer(0)]), [None]);
+    let subscribe = Message::Subscribe(Subscribe {
+        realm: guarded().tag(),
+        subscription: 1,
+        pattern: "a".to_owned(),
+        policy: SlowPolicy::Block,
+        resume: false,
+        retained: false,
+    });
+    router.say(link, &subscribe);
+    assert_eq!(router.node.status().realms[0].subscriptions, 1);
+    router.node.handle_input(router.now, Input::LinkDown { link, reason: "gone".to_owned() });
+    assert_eq!(router.node.status().realms[0].peers, 0);
 }
