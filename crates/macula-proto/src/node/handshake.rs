@@ -132,7 +132,7 @@ impl Node {
             self.attach_session(now, link_id, peer, hello.instance);
             let answers = self.answer_offers(now, link_id, hello.realms.clone());
             self.leave_unshown(now, link_id);
-            self.note_succession(now, &hello);
+            self.note_succession(now, link_id, &hello);
             if !answers.is_empty() {
                 self.send_control(now, link_id, &Message::Realms(answers));
             }
@@ -154,8 +154,8 @@ impl Node {
 
     /// A peer that was attached to another instance of this router tells us that we replace it:
     /// its subscribers are on their way, so nothing counts as delivered to all before they had
-    /// time to return.
-    fn note_succession(&mut self, now: Time, hello: &Hello) {
+    /// time to return. That counts in the realms that it was let into.
+    fn note_succession(&mut self, now: Time, link_id: LinkId, hello: &Hello) {
         if hello.resumes == 0 || hello.resumes == self.config.epoch {
             return;
         }
@@ -163,11 +163,11 @@ impl Node {
         if until <= now {
             return;
         }
-        for offer in &hello.realms {
-            let tag = offer.realm.tag();
-            if let Some(realm) = self.realms.get_mut(&tag) {
+        let Some(link) = self.links.get(&link_id) else { return };
+        for tag in &link.realms {
+            if let Some(realm) = self.realms.get_mut(tag) {
                 realm.grace_until = Some(until);
-                self.timers.set(Timer::Grace(tag), until);
+                self.timers.set(Timer::Grace(*tag), until);
             }
         }
     }

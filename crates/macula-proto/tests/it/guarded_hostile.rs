@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use macula_proto::auth::UnixTime;
 use macula_proto::id::LinkId;
-use macula_proto::node::{Admission, Command, Input, Qos};
+use macula_proto::node::{Admission, Command, Input, Qos, Role};
 use macula_proto::wire::message::{Message, SlowPolicy, Subscribe};
 
 use crate::grants::{Alone, NOON, guarded, member, offer, world};
@@ -70,4 +70,24 @@ fn a_peer_that_comes_back_needs_no_place_among_those_who_are_away() {
     assert_eq!(router.node.status().realms[0].subscriptions, 1);
     router.node.handle_input(router.now, Input::LinkDown { link, reason: "gone".to_owned() });
     assert_eq!(router.node.status().realms[0].peers, 0);
+}
+
+#[test]
+fn a_stranger_does_not_make_a_guarded_realm_wait_for_subscribers() {
+    let (mut world, router) = world();
+    let (alice, bob) = (member(&mut world, router), member(&mut world, router));
+    world.subscribe(bob, "a");
+    world.settle();
+    // it was at another router before, and shows no grant here
+    let (other, stranger) = (world.add(Role::Router), world.add(Role::Leaf));
+    world.restart(other);
+    world.join(stranger, guarded());
+    world.connect(stranger, other);
+    world.settle();
+    world.cut(stranger, other);
+    world.connect(stranger, router);
+    world.settle();
+    world.publish(alice, "a", Qos::AtLeastOnce, "hello");
+    world.settle();
+    assert_eq!(world.progress(alice, "a"), Some((1, 1, 1)));
 }
