@@ -205,6 +205,10 @@ impl Node {
             let text = "no realm has this id: its first 8 bytes stand for the endpoint itself";
             return Err((RefusalCode::UnknownRealm, text.to_owned()));
         }
+        // a realm that is not here costs no check of signatures
+        if self.config.admission == Admission::Joined {
+            self.host(now, offer.realm)?;
+        }
         // before anything is set up for it
         let permit = if offer.realm.is_guarded() {
             Some(self.verify_offer(now, link_id, offer).map_err(refusal)?)

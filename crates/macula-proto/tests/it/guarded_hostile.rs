@@ -6,9 +6,9 @@ use bytes::Bytes;
 use macula_proto::auth::UnixTime;
 use macula_proto::id::LinkId;
 use macula_proto::node::{Admission, Command, Input, Qos, Role};
-use macula_proto::wire::message::{Message, SlowPolicy, Subscribe};
+use macula_proto::wire::message::{Message, RealmOffer, RefusalCode, SlowPolicy, Subscribe};
 
-use crate::grants::{Alone, NOON, guarded, member, offer, world};
+use crate::grants::{ALL, Alone, NOON, grant, guarded, member, offer, world};
 
 /// A record that revokes the endpoint of the node `who`.
 fn record(sequence: u64, who: usize) -> Bytes {
@@ -90,4 +90,14 @@ fn a_stranger_does_not_make_a_guarded_realm_wait_for_subscribers() {
     world.publish(alice, "a", Qos::AtLeastOnce, "hello");
     world.settle();
     assert_eq!(world.progress(alice, "a"), Some((1, 1, 1)));
+}
+
+#[test]
+fn a_grant_for_a_realm_that_is_not_here_is_not_looked_at() {
+    let mut router = Alone::new(|_| {});
+    router.node.handle_input(router.now, Input::WallClock { unix: NOON });
+    let refusal =
+        router.offer(1, vec![RealmOffer { realm: guarded(), grant: grant(9, 3_600, &ALL) }]);
+    let (code, text) = refusal[0].clone().unwrap();
+    assert_eq!(code, RefusalCode::UnknownRealm, "{text}");
 }
