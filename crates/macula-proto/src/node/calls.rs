@@ -456,6 +456,9 @@ impl Node {
                     link.calls_in_bytes += bytes;
                     if let Some(stream) = stream {
                         link.stream_relays.insert(stream, relay);
+                        if link.is_slowed {
+                            self.actions.push_back(Action::Pause { link: link_id, channel });
+                        }
                     }
                 }
                 self.dispatch(now, relay);
@@ -734,7 +737,11 @@ impl Node {
             let stream = link.open_stream();
             relay.callee_stream = Some(stream);
             link.stream_relays.insert(stream, id);
-            Channel::Stream(stream)
+            let channel = Channel::Stream(stream);
+            if link.is_slowed {
+                self.actions.push_back(Action::Pause { link: link_id, channel });
+            }
+            channel
         } else if call.body.len() > limits::LANE_MESSAGE_BYTES_MAX {
             Channel::Bulk
         } else {

@@ -47,9 +47,8 @@ impl Node {
         }
         self.stats.slowed += 1;
         let wait = link.received.wait(now, 1, rate);
-        let streams: Vec<_> = link.stream_relays.keys().copied().collect();
-        for stream in streams {
-            let channel = Channel::Stream(stream);
+        let streams = link.stream_relays.keys().map(|stream| Channel::Stream(*stream));
+        for channel in streams.chain([Channel::Bulk]) {
             self.actions.push_back(Action::Pause { link: link_id, channel });
         }
         for lane in 0..limits::LANE_COUNT {
@@ -62,6 +61,8 @@ impl Node {
     pub(super) fn on_rate_due(&mut self, now: Time, link_id: LinkId) {
         let Some(link) = self.links.get_mut(&link_id) else { return };
         link.is_slowed = false;
+        // nothing else keeps it from being read
+        self.actions.push_back(Action::Resume { link: link_id, channel: Channel::Bulk });
         let relays: Vec<_> =
             link.stream_relays.iter().map(|(stream, relay)| (*stream, *relay)).collect();
         for (stream, relay) in relays {

@@ -4,11 +4,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use macula_proto::auth::UnixTime;
-use macula_proto::id::LinkId;
-use macula_proto::node::{Admission, Command, Input, Qos, Role};
-use macula_proto::wire::message::{Message, RealmOffer, RefusalCode, SlowPolicy, Subscribe};
+use macula_proto::id::{LinkId, RealmId};
+use macula_proto::node::{Action, Admission, Command, Event, Input, Qos, Role, StreamEnd};
+use macula_proto::wire::Channel;
+use macula_proto::wire::message::{
+    Message, Publish, RealmOffer, RefusalCode, SlowPolicy, Subscribe,
+};
+use macula_proto::{EndpointId, wire};
 
 use crate::grants::{ALL, Alone, NOON, grant, guarded, member, offer, world};
+use crate::world::{World, raw};
 
 /// A record that revokes the endpoint of the node `who`.
 fn record(sequence: u64, who: usize) -> Bytes {
@@ -90,6 +95,64 @@ fn a_stranger_does_not_make_a_guarded_realm_wait_for_subscribers() {
     world.publish(alice, "a", Qos::AtLeastOnce, "hello");
     world.settle();
     assert_eq!(world.progress(alice, "a"), Some((1, 1, 1)));
+}
+
+#[test]
+fn large_messages_of_a_peer_that_is_too_fast_are_not_read() {
+    let mut router = Alone::new(|config| config.bytes_per_second_per_peer = 100_000);
+    let realm = RealmId::of_name("a");
+    router.join(realm);
+    let open = RealmOffer { realm, grant: Bytes::new() };
+    assert_eq!(router.offer(1, vec![open]), [None]);
+    let publish = Publish {
+        realm: realm.tag(),
+        publisher: EndpointId::from_bytes([1; 32]),
+        epoch: 7,
+        first: 1,
+        count: 1,
+        ttl: 3,
+        qos1: false,
+        retain: false,
+        start: true,
+        topic: Bytes::from_static(b"a"),
+        body: Bytes::from(vec![1; 100_000]),
+    };
+    let (link, channel) = (LinkId(1), Channel::Bulk);
+    for id in 1..=3 {
+        let mut publish = publish.clone();
+        publish.first = id;
+        let frame = raw(&wire::encode(&Message::BulkPublish { id, publish }));
+        router.node.handle_input(router.now, Input::Frame { link, channel, frame });
+    }
+    let actions: Vec<Action> = std::iter::from_fn(|| router.node.poll_action()).collect();
+    assert!(actions.contains(&Action::Pause { link, channel }), "{actions:?}");
+    router.now = router.now + Duration::from_secs(10);
+    router.node.handle_timeout(router.now);
+    let actions: Vec<Action> = std::iter::from_fn(|| router.node.poll_action()).collect();
+    assert!(actions.contains(&Action::Resume { link, channel }), "{actions:?}");
+}
+
+#[test]
+fn new_streams_do_not_help_a_peer_that_is_too_fast() {
+    let mut world = World::new().tuned(|config| config.bytes_per_second_per_peer = 50_000);
+    let router = world.router();
+    let (fast, provider) = (world.leaf(router), world.leaf(router));
+    world.register(provider, "stream", 100);
+    world.settle();
+    let mut ends = Vec::new();
+    // a stream for every item, opened while the ones before are not read
+    for _ in 0..40 {
+        let call = world.call_with(fast, "stream", "", |spec| spec.streaming = true);
+        let end = StreamEnd::Caller(call);
+        world.run_for(Duration::from_millis(11));
+        let body = Bytes::from(vec![1; 50_000]);
+        world.command(fast, Command::StreamItem { end, body });
+        ends.push(end);
+        world.run_for(Duration::from_millis(11));
+    }
+    let is_item = |event: &Event| matches!(event, Event::StreamItem { .. });
+    let items = world.sims[provider].events.iter().filter(|(_, event)| is_item(event)).count();
+    assert!(items <= 5, "{items}");
 }
 
 #[test]
