@@ -269,11 +269,15 @@ impl Node {
             !realm.joined && realm.members.is_empty() && realm.revocations.sequence == 0
         });
         let Some(tag) = idle.map(|(tag, _)| *tag) else { return false };
+        self.forget_realm(tag);
+        true
+    }
+
+    pub(super) fn forget_realm(&mut self, tag: RealmTag) {
         self.realms.remove(&tag);
         self.timers.clear(Timer::Ring(tag));
         self.timers.clear(Timer::Grace(tag));
         self.dirty_realms.remove(&tag);
-        true
     }
 
     /// The peer asks for more realms on a standing link.

@@ -124,6 +124,9 @@ impl Node {
         if self.held.counted.is_none_or(|counted| now - counted >= COUNT_AGE_MAX) {
             self.held = Held { bytes: self.count_held(), counted: Some(now) };
             if self.held.bytes > max {
+                self.forget_left_behind();
+            }
+            if self.held.bytes > max {
                 self.shed(now);
             }
         }
@@ -138,8 +141,37 @@ impl Node {
         of_links + of_realms
     }
 
-    /// Closes the link that holds the most, if that is much.
+    /// Makes room with what was retained in realms that nobody is in and nobody here asked for.
+    fn forget_left_behind(&mut self) {
+        let mut idle = Vec::new();
+        for (tag, realm) in &mut self.realms {
+            if self.held.bytes <= self.config.memory_bytes_max {
+                break;
+            }
+            if realm.joined || !realm.members.is_empty() {
+                continue;
+            }
+            let before = realm.ring.bytes() + realm.retained.bytes();
+            realm.retained = Default::default();
+            realm.ring.evict(0);
+            self.held.bytes = self.held.bytes.saturating_sub(before - realm.ring.bytes());
+            if realm.is_idle() {
+                idle.push(*tag);
+            }
+        }
+        for tag in idle {
+            self.forget_realm(tag);
+        }
+    }
+
+    /// Closes the link that holds the most, if that is much. What links hold that are being closed
+    /// will be free in a moment.
     fn shed(&mut self, now: Time) {
+        let leaving = self.links.values().filter(|link| !link.is_ready());
+        let leaving: usize = leaving.map(|link| link.held_bytes_all()).sum();
+        if self.held.bytes.saturating_sub(leaving) <= self.config.memory_bytes_max {
+            return;
+        }
         let largest = self
             .links
             .iter()

@@ -156,6 +156,76 @@ fn new_streams_do_not_help_a_peer_that_is_too_fast() {
 }
 
 #[test]
+fn who_is_being_closed_for_its_memory_takes_nobody_along() {
+    let mut world = World::new().tuned(|config| config.memory_bytes_max = 4_000_000);
+    world.closes_hang(true);
+    let router = world.router();
+    let (caller, publisher) = (world.leaf(router), world.leaf(router));
+    let (provider, modest) = (world.leaf(router), world.leaf(router));
+    world.register(provider, "never", 1_000);
+    world.subscribe(modest, "a");
+    world.settle();
+    world.deaf(modest, router, true);
+    for _ in 0..150 {
+        world.publish(publisher, "a", Qos::AtMostOnce, &"x".repeat(10_000));
+        world.run_for(Duration::from_millis(1));
+    }
+    for _ in 0..80 {
+        world.call(caller, "never", &"x".repeat(60_000));
+        world.run_for(Duration::from_millis(21));
+    }
+    // what the caller holds goes when its link is down, which takes a moment
+    for _ in 0..20 {
+        world.publish(publisher, "b", Qos::AtMostOnce, "x");
+        world.run_for(Duration::from_millis(21));
+    }
+    assert_eq!(world.node(router).stats().shed, 1);
+}
+
+#[test]
+fn what_nobody_is_there_for_makes_room() {
+    let mut router = Alone::new(|config| {
+        config.admission = Admission::AnyOpen;
+        config.memory_bytes_max = 100_000;
+    });
+    let mut link = 0;
+    let mut publish_in = |router: &mut Alone, name: &str| {
+        link += 1;
+        let realm = RealmId::of_name(name);
+        let open = RealmOffer { realm, grant: Bytes::new() };
+        let answers = router.offer(link, vec![open]);
+        if answers != [None] {
+            return false;
+        }
+        let publish = Publish {
+            realm: realm.tag(),
+            publisher: EndpointId::from_bytes([link; 32]),
+            epoch: 7,
+            first: 1,
+            count: 1,
+            ttl: 3,
+            qos1: false,
+            retain: true,
+            start: true,
+            topic: Bytes::from_static(b"a"),
+            body: Bytes::from(vec![1; 60_000]),
+        };
+        let frame = raw(&wire::encode(&Message::Publish(publish)));
+        let (id, channel) = (LinkId(link.into()), Channel::Lane(wire::lane_of(b"a")));
+        router.node.handle_input(router.now, Input::Frame { link: id, channel, frame });
+        let down = Input::LinkDown { link: id, reason: "gone".to_owned() };
+        router.node.handle_input(router.now, down);
+        router.now = router.now + Duration::from_secs(60);
+        router.node.handle_timeout(router.now);
+        true
+    };
+    assert!(publish_in(&mut router, "a"));
+    assert!(publish_in(&mut router, "b"));
+    assert!(publish_in(&mut router, "c"), "of what is left behind some goes");
+    assert!(router.node.status().held_bytes <= 130_000);
+}
+
+#[test]
 fn a_grant_for_a_realm_that_is_not_here_is_not_looked_at() {
     let mut router = Alone::new(|_| {});
     router.node.handle_input(router.now, Input::WallClock { unix: NOON });
