@@ -297,6 +297,8 @@ pub(super) struct Link {
     pub(super) is_known: bool,
     /// How often it changed its subscriptions and registrations.
     pub(super) changes: Bucket,
+    /// How much was looked through for its subscriptions.
+    pub(super) searches: Bucket,
     /// What came from it, apart from control; and it waits because that was too fast.
     pub(super) received: Bucket,
     pub(super) is_slowed: bool,
@@ -344,6 +346,7 @@ impl Link {
             checks: Bucket::new(now),
             is_known: false,
             changes: Bucket::new(now),
+            searches: Bucket::new(now),
             received: Bucket::new(now),
             is_slowed: false,
         }

@@ -21,6 +21,9 @@ use crate::wire::message::{CloseCode, RefusalCode};
 const COUNT_AGE_MAX: Duration = Duration::from_millis(20);
 /// A link is worth closing for its memory when it holds this share of the budget.
 const SHED_SHARE: usize = 16;
+/// So many messages that are looked at or found for a subscription count as much as a change of it.
+const LOOKED_AT_PER_CHANGE: usize = 64;
+const FOUND_PER_CHANGE: usize = 16;
 /// Why something is refused while memory is short.
 pub(super) const SHORT: &str = "this gateway is short of memory; try again later";
 
@@ -100,17 +103,64 @@ impl Node {
         now: Time,
         link_id: LinkId,
     ) -> Result<(), (RefusalCode, String)> {
-        let config = &self.config;
-        let at_once = config.subscriptions_per_link_max + config.registrations_per_link_max;
-        let per_second = config.changes_per_second;
-        let rate = Rate { per_second, burst: per_second.saturating_add(2 * at_once as u64) };
+        let rate = self.change_rate();
         let Some(link) = self.links.get_mut(&link_id) else { return Ok(()) };
         if link.changes.take(now, 1, rate) {
             return Ok(());
         }
         self.stats.over_limit += 1;
-        let text =
-            format!("a link may change {per_second} subscriptions and registrations a second");
+        let text = format!(
+            "a link may change {} subscriptions and registrations a second",
+            rate.per_second
+        );
+        Err((RefusalCode::Limit, text))
+    }
+
+    fn change_rate(&self) -> Rate {
+        let config = &self.config;
+        let at_once =
+            config.subscriptions_per_link_max.saturating_add(config.registrations_per_link_max);
+        let per_second = config.changes_per_second;
+        let burst = per_second.saturating_add((at_once as u64).saturating_mul(2));
+        Rate { per_second, burst }
+    }
+
+    /// A subscription made us look at so many messages and find so many.
+    pub(super) fn charge_search(
+        &mut self,
+        now: Time,
+        link_id: LinkId,
+        looked_at: usize,
+        found: usize,
+    ) {
+        let cost = looked_at / LOOKED_AT_PER_CHANGE + found / FOUND_PER_CHANGE;
+        let rate = self.change_rate();
+        if let Some(link) = self.links.get_mut(&link_id) {
+            link.searches.spend(now, cost as u64, rate);
+        }
+    }
+
+    /// Whether a peer's subscriptions may make us search again.
+    ///
+    /// # Errors
+    /// What it is told.
+    pub(super) fn may_search(
+        &mut self,
+        now: Time,
+        link_id: LinkId,
+    ) -> Result<(), (RefusalCode, String)> {
+        let rate = self.change_rate();
+        let Some(link) = self.links.get_mut(&link_id) else { return Ok(()) };
+        let wait = link.searches.wait(now, 1, rate);
+        if wait.is_zero() {
+            return Ok(());
+        }
+        self.stats.over_limit += 1;
+        let text = format!(
+            "this link's subscriptions made the gateway look through too many messages; \
+             try again in {} s",
+            wait.as_secs() + 1
+        );
         Err((RefusalCode::Limit, text))
     }
 

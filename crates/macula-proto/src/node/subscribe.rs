@@ -176,6 +176,10 @@ impl Node {
         let number = subscribe.subscription;
         let result = self
             .charge_change(now, link_id)
+            .and_then(|()| match subscribe.retained || subscribe.resume {
+                true => self.may_search(now, link_id),
+                false => Ok(()),
+            })
             .and_then(|()| self.admit_subscription(link_id, &subscribe));
         let (refusal, pattern, was_known) = match result {
             Ok((pattern, was_known)) => (None, Some(pattern), was_known),
@@ -265,6 +269,7 @@ impl Node {
             replay.push((id, entry.topic.clone(), entry.publish.clone(), entry.stream.clone()));
             realm.ring.reopen(id);
         }
+        let looked_at = realm.ring.len();
         for (_, topic, publish, stream) in &replay {
             let receivers =
                 realm.receivers(topic, unix, &self.sessions, publish.publisher, |_| true);
@@ -272,6 +277,7 @@ impl Node {
                 stream.receivers = receivers;
             }
         }
+        self.charge_search(now, link_id, looked_at, replay.len());
         for (entry, topic, publish, _) in replay {
             let cargo = Cargo::AtLeastOnce { realm: tag, entry };
             self.send_publish(now, link_id, &topic, &publish, None, cargo);
@@ -293,12 +299,17 @@ impl Node {
             let receive = Request::Use(Verb::Subscribe, topic.as_str());
             realm.check(session, unix, receive).is_ok()
         };
+        let (mut looked_at, mut found) = (0, 0);
         let retained: Vec<Publish> = realm
             .retained
-            .matching(pattern)
+            .candidates(pattern)
+            .inspect(|_| looked_at += 1)
+            .filter(|(topic, _)| pattern.matches(topic))
+            .inspect(|_| found += 1)
             .filter(|(topic, _)| may_receive(topic))
             .map(|(_, publish)| publish.clone())
             .collect();
+        self.charge_search(now, link_id, looked_at, found);
         let mut left_out = 0;
         for publish in retained {
             let lane = wire::lane_of(&publish.topic);

@@ -92,12 +92,23 @@ impl Retained {
         &'a self,
         pattern: &'a Pattern,
     ) -> impl Iterator<Item = (&'a Topic, &'a Publish)> {
+        self.candidates(pattern).filter(move |(topic, _)| pattern.matches(topic))
+    }
+
+    /// What must be looked at to find what a pattern matches.
+    pub fn candidates<'a>(
+        &'a self,
+        pattern: &'a Pattern,
+    ) -> impl Iterator<Item = (&'a Topic, &'a Publish)> {
         let prefix = pattern.literal_prefix();
         // `a.b.**` also matches `a.b`, and `a.b` may stand before its children
+        let end = match pattern.is_literal() {
+            true => Bound::Included(prefix),
+            false => Bound::Unbounded,
+        };
         self.messages
-            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
+            .range::<str, _>((Bound::Included(prefix), end))
             .take_while(move |(topic, _)| topic.as_str().starts_with(prefix))
-            .filter(move |(topic, _)| pattern.matches(topic))
     }
 
     /// What all of them take, bytes, with what it costs to keep them.

@@ -226,6 +226,40 @@ fn what_nobody_is_there_for_makes_room() {
 }
 
 #[test]
+fn looking_through_what_is_retained_costs_the_asker() {
+    let mut world = World::new().tuned(|config| {
+        config.changes_per_second = 10;
+        config.subscriptions_per_link_max = 100;
+        config.registrations_per_link_max = 100;
+    });
+    let router = world.router();
+    let publisher = world.leaf(router);
+    for number in 0..1_000 {
+        let topic = format!("a.{number}");
+        world.publish_bytes(publisher, &topic, Qos::AtMostOnce, true, b"x".to_vec());
+    }
+    world.settle();
+    assert_eq!(world.node(router).status().realms[0].retained, 1_000);
+    // 410 changes are allowed at once
+    let mut rounds_of = |pattern: &str| {
+        let greedy = world.leaf(router);
+        for round in 0..200 {
+            let subscription = world.subscribe(greedy, &pattern.replace('#', &round.to_string()));
+            world.run_for(Duration::from_millis(11));
+            if world.has(greedy, |event| matches!(event, Event::SubscribeRefused { .. })) {
+                return round;
+            }
+            world.command(greedy, Command::Unsubscribe { subscription });
+        }
+        200
+    };
+    assert_eq!(rounds_of("a.#"), 200, "what is found at once costs nothing");
+    let rounds = rounds_of("*.none.#");
+    assert!((10..50).contains(&rounds), "{rounds}");
+    assert!(rounds_of("**") < 20);
+}
+
+#[test]
 fn a_grant_for_a_realm_that_is_not_here_is_not_looked_at() {
     let mut router = Alone::new(|_| {});
     router.node.handle_input(router.now, Input::WallClock { unix: NOON });
