@@ -43,6 +43,11 @@ impl Node {
         let asker = asker.and_then(|link| self.links.get(&link));
         let stats = &self.stats;
         let links = self.links.values().filter(|link| link.is_ready()).count();
+        // to count it anew for whoever asks often would cost more than the asking
+        let held_bytes = match self.config.role {
+            Role::Router if asker.is_some() => self.held.bytes,
+            Role::Router | Role::Leaf => self.count_held(),
+        };
         let mut text = self.info();
         text.pop();
         let totals = [
@@ -60,7 +65,7 @@ impl Node {
             ("failovers", stats.failovers),
             ("protocol_errors", stats.protocol_errors),
             ("stalled_links", stats.stalled_links),
-            ("held_bytes", self.count_held() as u64),
+            ("held_bytes", held_bytes as u64),
             ("slowed", stats.slowed),
             ("over_limit", stats.over_limit),
             ("shed", stats.shed),
