@@ -1,6 +1,8 @@
 //! Messages on their way: from the local application, through a router, and their
 //! acknowledgements.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use super::guard::refusal;
@@ -178,8 +180,18 @@ impl Node {
                 self.hold(source, PauseReason::Rate(link));
             }
             // what waits for room is acknowledged when there is some
-            if !self.waiters.values().any(|waiting| waiting.contains(&source)) {
+            let all = Source::Bulk(link, 0)..=Source::Bulk(link, u64::MAX);
+            let waiting: BTreeSet<Source> = self
+                .waiters
+                .values()
+                .flat_map(|waiting| waiting.range(all.clone()))
+                .copied()
+                .collect();
+            if !waiting.contains(&source) {
                 self.send_control(now, link, &Message::BulkAck { id });
+            } else if waiting.len() > limits::BULK_PER_LINK_MAX {
+                let reason = "more large messages without acknowledgement than may be";
+                self.protocol_error(now, link, reason);
             }
         }
     }
@@ -892,7 +904,7 @@ impl Node {
 
     /// Asks the router to say when everything published so far has reached it.
     pub(super) fn flush(&mut self, now: Time, id: u64) {
-        let mut syncs = std::collections::BTreeSet::new();
+        let mut syncs = BTreeSet::new();
         if let Some(link_id) = self.upstream
             && let Some(link) = self.links.get_mut(&link_id)
         {

@@ -133,6 +133,35 @@ fn large_messages_of_a_peer_that_is_too_fast_are_not_read() {
 }
 
 #[test]
+fn who_does_not_wait_for_acknowledgements_of_large_messages_is_cut_off() {
+    let mut router = Alone::new(|config| config.bytes_per_second_per_realm = 1_000);
+    let realm = RealmId::of_name("a");
+    router.join(realm);
+    assert_eq!(router.offer(1, vec![RealmOffer { realm, grant: Bytes::new() }]), [None]);
+    let (link, channel) = (LinkId(1), Channel::Bulk);
+    for id in 1..=10 {
+        let publish = Publish {
+            realm: realm.tag(),
+            publisher: EndpointId::from_bytes([1; 32]),
+            epoch: 7,
+            first: id,
+            count: 1,
+            ttl: 3,
+            qos1: false,
+            retain: false,
+            start: id == 1,
+            topic: Bytes::from_static(b"a"),
+            body: Bytes::from(vec![1; 100_000]),
+        };
+        assert_eq!(router.node.stats().protocol_errors, 0, "{id}");
+        let frame = raw(&wire::encode(&Message::BulkPublish { id, publish }));
+        router.node.handle_input(router.now, Input::Frame { link, channel, frame });
+    }
+    // the first one found the bucket full, and eight may be under way
+    assert_eq!(router.node.stats().protocol_errors, 1);
+}
+
+#[test]
 fn new_streams_do_not_help_a_peer_that_is_too_fast() {
     let mut world = World::new().tuned(|config| config.bytes_per_second_per_peer = 50_000);
     let router = world.router();
