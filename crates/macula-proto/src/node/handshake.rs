@@ -303,6 +303,7 @@ impl Node {
         if !is_news {
             return;
         }
+        realm.refused_grant = Bytes::new();
         realm.denied = None;
         if let Some(upstream) = self.upstream {
             if let Some(link) = self.links.get_mut(&upstream) {
@@ -329,6 +330,10 @@ impl Node {
         realm.and_then(|realm| realm.denied.clone())
     }
 
+    fn has_refused_grant(&self, tag: RealmTag) -> bool {
+        self.realms.get(&tag).is_some_and(|realm| !realm.refused_grant.is_empty())
+    }
+
     /// The router answers which realms it lets us take part in.
     pub(super) fn on_realms(&mut self, now: Time, link_id: LinkId, answers: Vec<RealmStatus>) {
         if self.upstream != Some(link_id) {
@@ -353,9 +358,22 @@ impl Node {
                 }
                 // a renewed grant was refused, and the one before still holds
                 Some(_) if link.realms.contains(&tag) => {
-                    if let Some(realm) = self.realms.get_mut(&tag) {
-                        realm.grant = realm.good_grant.clone();
+                    if let Some(realm) = self.realms.get_mut(&tag)
+                        && realm.grant != realm.good_grant
+                    {
+                        realm.refused_grant =
+                            std::mem::replace(&mut realm.grant, realm.good_grant.clone());
                     }
+                }
+                // what spoke against the renewed one may be over: clocks are set right
+                Some((RefusalCode::Denied, _)) if self.has_refused_grant(tag) => {
+                    if let Some(realm) = self.realms.get_mut(&tag) {
+                        realm.grant = std::mem::take(&mut realm.refused_grant);
+                    }
+                    if let Some(link) = self.links.get_mut(&link_id) {
+                        link.offered.remove(&tag);
+                    }
+                    continue;
                 }
                 Some((RefusalCode::Denied, reason)) => self.on_denied(tag, reason),
                 Some(_) => {}
@@ -368,6 +386,7 @@ impl Node {
                 is_member: link.is_some_and(|link| link.realms.contains(&tag)),
             });
         }
+        self.ask_for_realms(now, link_id);
         self.dispatch_parked(now);
     }
 

@@ -146,6 +146,8 @@ pub(super) struct Realm {
     pub(super) grant: Bytes,
     /// The last grant that a router took; what is shown again when a renewed one was refused.
     pub(super) good_grant: Bytes,
+    /// A renewed one that was refused; shown when the good one is not good any more.
+    pub(super) refused_grant: Bytes,
     /// A leaf: why the router does not admit it, by its last answer.
     pub(super) denied: Option<String>,
     /// A router: who is in.
@@ -181,6 +183,7 @@ impl Realm {
             joined: false,
             grant: Bytes::new(),
             good_grant: Bytes::new(),
+            refused_grant: Bytes::new(),
             denied: None,
             members: BTreeMap::new(),
             revocations: Revocations::default(),

@@ -12,7 +12,7 @@ use macula_proto::wire::message::{
 };
 use macula_proto::{EndpointId, wire};
 
-use crate::grants::{ALL, Alone, NOON, grant, guarded, member, offer, world};
+use crate::grants::{ALL, Alone, NOON, grant, guarded, leaf, member, offer, world};
 use crate::world::{World, raw};
 
 /// A record that revokes the endpoint of the node `who`.
@@ -48,6 +48,32 @@ fn a_member_hears_again_after_the_clock_was_wrong_for_a_while() {
     world.publish(router, "a", Qos::AtMostOnce, "while it was wrong");
     world.settle();
     world.input(router, Input::WallClock { unix: UnixTime(NOON.0 + 1_000) });
+    world.settle();
+    world.publish(alice, "a", Qos::AtMostOnce, "hello");
+    world.settle();
+    assert_eq!(world.texts(bob), ["hello"]);
+}
+
+#[test]
+fn a_renewed_grant_that_was_refused_is_shown_again_when_the_old_one_has_ended() {
+    let (mut world, router) = world();
+    let alice = member(&mut world, router);
+    let bob = leaf(&mut world, router, |who| grant(who, 10, &ALL));
+    world.subscribe(bob, "a");
+    world.settle();
+    // the router's clock is behind, so that new grants do not hold yet
+    world.input(router, Input::WallClock { unix: UnixTime(NOON.0 - 3_600_000) });
+    let renewed = grant(bob, 3_600, &ALL);
+    world.command(bob, Command::Join { realm: guarded(), grant: renewed });
+    world.settle();
+    assert!(world.has(bob, |event| matches!(
+        event,
+        Event::RealmAnswered { refusal: Some(_), is_member: true, .. }
+    )));
+    world.input(router, Input::WallClock { unix: UnixTime(NOON.0 + 11_000) });
+    world.settle();
+    assert!(world.has(bob, |event| matches!(event, Event::LinkLost { .. })));
+    world.connect(bob, router);
     world.settle();
     world.publish(alice, "a", Qos::AtMostOnce, "hello");
     world.settle();
