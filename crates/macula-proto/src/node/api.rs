@@ -98,8 +98,9 @@ pub struct Config {
     pub bytes_per_second_per_peer: u64,
     /// What all peers may publish in one realm a second; as above. 0, the default: no limit.
     pub bytes_per_second_per_realm: u64,
-    /// Changes of subscriptions and registrations by one peer a second, beyond a burst of twice
-    /// all that it may have. Default 1,000.
+    /// Changes of subscriptions and registrations by one peer a second, and realms that it asks for,
+    /// beyond a burst of twice all that it may have. Searches among retained messages and rings
+    /// that its subscriptions cause are bounded by the same number. Default 1,000.
     pub changes_per_second: u64,
     /// Peers in one realm. Default 16,384.
     pub peers_per_realm_max: usize,

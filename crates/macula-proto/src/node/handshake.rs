@@ -285,7 +285,13 @@ impl Node {
         if self.config.role != Role::Router {
             return;
         }
-        let answers = self.answer_offers(now, link, offers);
+        let answers = match self.charge_changes(now, link, offers.len()) {
+            Ok(()) => self.answer_offers(now, link, offers),
+            Err(refusal) => offers
+                .into_iter()
+                .map(|offer| RealmStatus { realm: offer.realm, refusal: Some(refusal.clone()) })
+                .collect(),
+        };
         self.send_control(now, link, &Message::Realms(answers));
     }
 

@@ -103,14 +103,24 @@ impl Node {
         now: Time,
         link_id: LinkId,
     ) -> Result<(), (RefusalCode, String)> {
+        self.charge_changes(now, link_id, 1)
+    }
+
+    /// The same for several changes, and for realms that it asks for.
+    pub(super) fn charge_changes(
+        &mut self,
+        now: Time,
+        link_id: LinkId,
+        changes: usize,
+    ) -> Result<(), (RefusalCode, String)> {
         let rate = self.change_rate();
         let Some(link) = self.links.get_mut(&link_id) else { return Ok(()) };
-        if link.changes.take(now, 1, rate) {
+        if link.changes.take(now, changes as u64, rate) {
             return Ok(());
         }
         self.stats.over_limit += 1;
         let text = format!(
-            "a link may change {} subscriptions and registrations a second",
+            "a link may change {} subscriptions, registrations and realms a second",
             rate.per_second
         );
         Err((RefusalCode::Limit, text))

@@ -323,3 +323,31 @@ fn a_grant_for_a_realm_that_is_not_here_is_not_looked_at() {
     let (code, text) = refusal[0].clone().unwrap();
     assert_eq!(code, RefusalCode::UnknownRealm, "{text}");
 }
+
+#[test]
+fn a_peer_asks_for_so_many_realms_and_not_more() {
+    let mut router = Alone::new(|config| {
+        config.admission = Admission::AnyOpen;
+        config.realms_max = 1;
+        config.subscriptions_per_link_max = 50;
+        config.registrations_per_link_max = 49;
+        config.changes_per_second = 2;
+    });
+    assert_eq!(router.offer(1, Vec::new()), []);
+    let offers = |from: u32| {
+        let names = (from..from + 50).map(|number| format!("realm.{number}"));
+        let realms = names.map(|name| RealmId::of_name(&name));
+        Message::Join(realms.map(|realm| RealmOffer { realm, grant: Bytes::new() }).collect())
+    };
+    let mut told = Vec::new();
+    for from in [0, 50, 100, 150, 200] {
+        let answers = router.say(LinkId(1), &offers(from));
+        told.push(answers[49].clone().unwrap().1);
+    }
+    // 200 changes are allowed at once
+    assert!(told[..4].iter().all(|text| text.contains("as many realms as it may")), "{told:?}");
+    assert!(told[4].contains("a second"), "{told:?}");
+    router.now = router.now + Duration::from_secs(30);
+    let answers = router.say(LinkId(1), &offers(0));
+    assert_eq!(answers[0], None, "it may go on later");
+}
