@@ -68,9 +68,10 @@ impl RouterBuilder {
         self
     }
 
-    /// Keeps records of revocations in this folder, which is made if need be. Those that are there
-    /// hold from the start, and their realms are hosted. Default: they are forgotten when the router
-    /// ends, and whoever was revoked can come back until its grant expires.
+    /// Keeps the latest record of revocations of each guarded realm that was named in this folder,
+    /// which is made if need be. Those that are there hold from the start. Default: they are
+    /// forgotten when the router ends, and whoever was revoked can come back until its grant
+    /// expires; as they are for realms that are hosted without being named.
     pub fn revocations_dir(mut self, folder: impl AsRef<Path>) -> Self {
         self.revocations = Some(folder.as_ref().to_owned());
         self
@@ -156,8 +157,9 @@ impl RouterBuilder {
             Some(folder) => records::load(folder)?,
             None => Vec::new(),
         };
-        let guarded = self.guarded.iter().chain(records.iter().map(Record::realm));
-        hosted.extend(guarded.map(Membership::hosted));
+        hosted.extend(self.guarded.iter().map(Membership::hosted));
+        let records = records.into_iter().filter(|record| self.guarded.contains(record.realm()));
+        let records: Vec<Record> = records.collect();
         let key = self.key.load()?;
         let mut config = self.config;
         (config.role, config.epoch) = (Role::Router, Clock::unix_micros());

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use super::bucket::Rate;
-use super::realm::{Member, NO_CLOCK, Target};
+use super::realm::{Member, NO_CLOCK, Realm, Target};
 use super::session::SessionId;
 use super::timers::Timer;
 use super::{Event, Node};
@@ -24,6 +24,9 @@ const CHECKS: Rate = Rate { per_second: 1, burst: 2 * limits::REALMS_PER_LINK_MA
 const CHECKS_OF_STRANGERS: Rate = Rate { per_second: 1, burst: 4 };
 /// A record of revocations counts as one check for each so many bytes begun.
 const RECORD_BYTES_PER_CHECK: usize = 64 * 1024;
+/// Of the realms that a router may host, so many that nobody named may have records, and stay
+/// hosted for that.
+const RECORDS_SHARE: usize = 4;
 /// Why a router without a verifier admits nobody to a guarded realm.
 const NO_VERIFIER: &str = "it was started without a verifier";
 
@@ -335,6 +338,12 @@ impl Node {
         let Some(known) = hosted.map(|realm| realm.revocations.sequence) else {
             return Err(Denial::CannotCheck("it does not host the realm of this record"));
         };
+        let is_unnamed = |realm: &&Realm| !realm.joined && realm.revocations.sequence > 0;
+        let unnamed = self.realms.values().filter(is_unnamed).count();
+        let is_news = self.realms.get(&tag).is_some_and(|realm| !realm.joined) && known == 0;
+        if is_news && unnamed >= self.config.realms_max / RECORDS_SHARE {
+            return Err(Denial::CannotCheck("it keeps as many records of such realms as it may"));
+        }
         let revocations = verifier.revocations(&id, record)?;
         if revocations.sequence <= known {
             return Ok((id, known));

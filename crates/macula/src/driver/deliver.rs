@@ -284,7 +284,9 @@ impl Driver {
     }
 
     fn on_revoked(&self, realm: RealmId, sequence: u64, expelled: usize, record: Bytes) {
-        if let Some(records) = self.shared.records.get()
+        // Only of realms that the operator named: anybody can make others, and records for them.
+        if self.realms.contains_key(&realm)
+            && let Some(records) = self.shared.records.get()
             && records.try_send(Kept { realm, record }).is_err()
         {
             tracing::error!(?realm, sequence, "a record of revocations is not kept");
