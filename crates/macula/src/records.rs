@@ -7,6 +7,7 @@ use bytes::Bytes;
 use macula_grant::Record;
 use macula_proto::RealmId;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::StartError;
 
@@ -42,9 +43,19 @@ pub(crate) fn load(folder: &Path) -> Result<Vec<Record>, StartError> {
     Ok(records)
 }
 
-/// Writes what comes, one at a time, until the endpoint is gone.
-pub(crate) async fn keep(folder: PathBuf, mut records: mpsc::Receiver<Kept>) {
-    while let Some(Kept { realm, record }) = records.recv().await {
+/// Writes what comes, one at a time, until the endpoint has closed and all is written.
+pub(crate) async fn keep(
+    folder: PathBuf,
+    mut records: mpsc::Receiver<Kept>,
+    closed: CancellationToken,
+) {
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = records.recv() => next,
+            () = closed.cancelled() => None,
+        };
+        let Some(Kept { realm, record }) = next else { return };
         let folder = folder.clone();
         let write = move || write(&folder, &realm, &record);
         match tokio::task::spawn_blocking(write).await {

@@ -188,7 +188,8 @@ impl RouterBuilder {
         if let Some(folder) = self.revocations {
             let (sender, kept) = mpsc::channel(records::WAITING_MAX);
             owner.shared.records.get_or_init(|| sender);
-            owner.tasks.spawn(records::keep(folder, kept));
+            let closed = owner.shared.closed.clone();
+            owner.tasks.spawn(records::keep(folder, kept, closed));
         }
         let weak = Arc::downgrade(&endpoint);
         owner.tasks.spawn(connector::accept(owner.shared.clone(), endpoint, links));

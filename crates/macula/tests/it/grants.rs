@@ -254,7 +254,9 @@ async fn a_revoked_member_is_out_at_once_and_after_a_restart() {
     })
     .await;
     drop((alice, bob));
+    let began = Instant::now();
     within(first.close()).await;
+    assert!(began.elapsed() < Duration::from_secs(4), "closing waits for nothing");
     let owner_realm = owner.realm();
     let second = within(async {
         loop {
