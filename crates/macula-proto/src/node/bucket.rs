@@ -39,9 +39,12 @@ impl Bucket {
         true
     }
 
-    /// Takes `tokens` that are not there.
-    pub(super) fn owe(&mut self, tokens: u64) {
+    /// Takes all of `tokens` even if they are not there, and says whether they were: what is missing
+    /// must be waited for.
+    pub(super) fn spend(&mut self, now: Time, tokens: u64, rate: Rate) -> bool {
+        self.fill(now, rate);
         self.spent = self.spent.saturating_add(tokens.saturating_mul(MICRO));
+        self.spent <= rate.burst.saturating_mul(MICRO)
     }
 
     /// How long until `tokens` can be taken.
@@ -84,10 +87,11 @@ mod tests {
     #[test]
     fn what_is_owed_must_be_waited_for() {
         let mut bucket = Bucket::new(at(0));
-        bucket.owe(50);
+        assert!(!bucket.spend(at(0), 50, RATE), "all of it counts, though it never held so much");
         assert_eq!(bucket.wait(at(0), 1, RATE), Duration::from_millis(3_100));
         assert!(!bucket.take(at(3_099), 1, RATE));
         assert!(bucket.take(at(3_100), 1, RATE));
+        assert!(bucket.spend(at(9_000), 20, RATE));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::bucket::{Bucket, Rate};
+use super::bucket::Rate;
 use super::link::PauseReason;
 use super::realm::Source;
 use super::timers::Timer;
@@ -267,16 +267,4 @@ impl Node {
 /// A second's worth may come at once.
 const fn rate_of(per_second: u64) -> Rate {
     Rate { per_second, burst: per_second }
-}
-
-impl Bucket {
-    /// Takes `tokens` even if they are not there, and says whether they were: what is missing must
-    /// be waited for.
-    pub(super) fn spend(&mut self, now: Time, tokens: u64, rate: Rate) -> bool {
-        let had = self.take(now, tokens, rate);
-        if !had {
-            self.owe(tokens);
-        }
-        had
-    }
 }

@@ -80,6 +80,22 @@ fn large_messages_and_items_count_too() {
 }
 
 #[test]
+fn a_message_larger_than_a_second_s_worth_is_waited_for_in_full() {
+    let mut world = World::new().tuned(|config| config.bytes_per_second_per_peer = 20_000);
+    let router = world.router();
+    let (fast, subscriber) = (world.leaf(router), world.leaf(router));
+    world.subscribe_with(subscriber, "**", block());
+    world.settle();
+    for _ in 0..20 {
+        world.publish(fast, "t", Qos::AtMostOnce, &"x".repeat(60_000));
+        world.run_for(Duration::from_secs(1));
+    }
+    // 20 s at 20 kB/s and a burst are seven such messages, and one on its way
+    let came = world.texts(subscriber).len();
+    assert!((6..=9).contains(&came), "{came}");
+}
+
+#[test]
 fn a_realm_that_is_too_fast_waits_and_another_does_not() {
     let mut world = World::new().tuned(|config| config.bytes_per_second_per_realm = 100_000);
     let router = world.router();
