@@ -217,9 +217,88 @@ impl Key {
         Self(key)
     }
 
+    /// Takes a key that came over the wire.
+    pub const fn from_bytes(bytes: [u8; 20]) -> Self {
+        Self(bytes)
+    }
+
     /// The 20 bytes of the key.
     pub const fn as_bytes(&self) -> &[u8; 20] {
         &self.0
+    }
+
+    /// How far apart two keys are: their exclusive or, as a number of 160 bits.
+    #[inline]
+    pub const fn distance(&self, other: &Self) -> Distance {
+        let (a, b) = (self.words(), other.words());
+        Distance { high: a.0 ^ b.0, low: a.1 ^ b.1 }
+    }
+
+    /// This key with the bit at `index` (0 is the most significant) turned over, and the bits after
+    /// it taken from `filler`: a key of the other half of the tree at that depth.
+    pub fn sibling_at(&self, index: u8, filler: &Self) -> Self {
+        let mut bytes = self.0;
+        for (place, (byte, fill)) in bytes.iter_mut().zip(filler.0).enumerate() {
+            let first_bit = place * 8;
+            let keep = usize::from(index).saturating_sub(first_bit).min(8);
+            let mask = if keep == 8 { 0xff } else { !(0xff_u8 >> keep) };
+            *byte = (*byte & mask) | (fill & !mask);
+        }
+        let (place, bit) = (usize::from(index / 8), 0x80_u8 >> (index % 8));
+        if let (Some(byte), Some(own)) = (bytes.get_mut(place), self.0.get(place)) {
+            *byte = (*byte & !bit) | (!own & bit);
+        }
+        Self(bytes)
+    }
+
+    const fn words(&self) -> (u128, u32) {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t] = self.0;
+        (
+            u128::from_be_bytes([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]),
+            u32::from_be_bytes([q, r, s, t]),
+        )
+    }
+}
+
+/// The distance of two [`Key`]s in Kademlia's metric; smaller is closer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Distance {
+    high: u128,
+    low: u32,
+}
+
+impl Distance {
+    /// Of a key to itself.
+    pub const ZERO: Self = Self { high: 0, low: 0 };
+    /// More than between any two keys that agree in their first bit.
+    pub const MAX: Self = Self { high: u128::MAX, low: u32::MAX };
+
+    /// How many leading bits the keys share, 0 to 160. Two keys that share `n` are in each other's
+    /// bucket `n`.
+    #[inline]
+    pub const fn shared_bits(self) -> u8 {
+        if self.high != 0 {
+            self.high.leading_zeros() as u8
+        } else {
+            128 + self.low.leading_zeros() as u8
+        }
+    }
+
+    /// The distance as a share of the whole key space, 0 to 1, for estimates.
+    pub fn as_share(self) -> f64 {
+        (self.high as f64) / (u128::MAX as f64)
+    }
+
+    /// The 20 bytes of the distance, most significant first.
+    pub const fn to_bytes(self) -> [u8; 20] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.high.to_be_bytes();
+        let [q, r, s, t] = self.low.to_be_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t]
+    }
+
+    /// Takes a distance that came over the wire.
+    pub const fn from_bytes(bytes: [u8; 20]) -> Self {
+        Key(bytes).distance(&Key([0; 20]))
     }
 }
 
@@ -252,6 +331,8 @@ local_ids! {
     RegistrationId;
     /// One call made by the local application, numbered by the driver.
     CallId;
+    /// One question of the local application to the overlay, numbered by the driver.
+    QueryId;
     /// One request that a local handler works on, numbered by the node.
     RequestId;
     /// One QUIC stream of a streaming call, unique within a link; even when this side opened it.
@@ -296,6 +377,24 @@ mod tests {
         assert_ne!(id, RealmId::guarded(&[8; 32], "a"));
         // (printf 'macula guarded realm\0'; head -c 32 /dev/zero | tr '\0' '\7'; printf a) | sha256sum
         assert_eq!(id.tag().0, 0xbdac_4b1a_12f4_b257);
+    }
+
+    proptest! {
+        #[test]
+        fn distance_is_symmetric_and_tells_keys_apart(a: [u8; 20], b: [u8; 20]) {
+            let (a, b) = (Key::from_bytes(a), Key::from_bytes(b));
+            prop_assert_eq!(a.distance(&b), b.distance(&a));
+            prop_assert_eq!(a.distance(&b) == Distance::ZERO, a == b);
+            prop_assert_eq!(Distance::from_bytes(a.distance(&b).to_bytes()), a.distance(&b));
+        }
+
+        #[test]
+        fn a_sibling_key_shares_as_many_bits_as_asked(
+            own: [u8; 20], fill: [u8; 20], index in 0u8..160,
+        ) {
+            let (own, fill) = (Key::from_bytes(own), Key::from_bytes(fill));
+            prop_assert_eq!(own.sibling_at(index, &fill).distance(&own).shared_bits(), index);
+        }
     }
 
     #[test]
