@@ -12,13 +12,14 @@ pub mod auth;
 pub mod id;
 pub mod limits;
 pub mod node;
+pub mod overlay;
 pub mod pubsub;
 pub mod rpc;
 pub mod seeded;
 pub mod time;
 pub mod wire;
 
-pub use id::{EndpointId, Key, KeyKind, LinkId, RealmId, RealmTag};
+pub use id::{Distance, EndpointId, Key, KeyKind, LinkId, RealmId, RealmTag};
 pub use node::{Action, Command, Config, Event, Input, Node, Role, Transmit};
 pub use seeded::SeededMap;
 pub use time::Time;

@@ -63,3 +63,19 @@ pub const TTL_HOPS: u8 = 20;
 pub const RING_AGE_MAX: Duration = Duration::from_secs(30);
 /// QoS 1: how long a broken subscriber's messages are held for its return.
 pub const RESUME_WINDOW: Duration = Duration::from_secs(10);
+
+/// Contacts in one message of the overlay.
+pub const CONTACTS_PER_MESSAGE_MAX: usize = 20;
+/// Records in one message of the overlay.
+pub const RECORDS_PER_MESSAGE_MAX: usize = 16;
+/// Length of a record's value, bytes.
+pub const RECORD_VALUE_BYTES_MAX: usize = 8 * 1024;
+/// The longest that a record may live without being announced again.
+pub const RECORD_LIFETIME_MAX: Duration = Duration::from_secs(48 * 3600);
+/// Routes that a node watches over at once, for all links.
+pub const ROUTES_WATCHED_MAX: usize = 4096;
+/// Routes of one link that a node watches over at once.
+pub const ROUTES_PER_LINK_MAX: usize = 512;
+/// Payload of a message that is routed instead of published in a hub, bytes; larger ones need a
+/// link of their own.
+pub const ROUTED_BYTES_MAX: usize = LANE_MESSAGE_BYTES_MAX;

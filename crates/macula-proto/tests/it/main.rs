@@ -8,6 +8,8 @@ mod faults;
 mod grants;
 mod guarded_hostile;
 mod handshake;
+mod overlay;
+mod overlay_world;
 mod pubsub;
 mod qos1;
 mod quota;

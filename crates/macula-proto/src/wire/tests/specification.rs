@@ -45,8 +45,15 @@ fn the_table_of_limits_matches_the_constants() {
         BULK_PER_LINK_MAX,
         TTL_HOPS,
         NESTING_DEPTH_MAX,
+        CONTACTS_PER_MESSAGE_MAX,
+        RECORDS_PER_MESSAGE_MAX,
+        RECORD_VALUE_BYTES_MAX,
+        ROUTES_WATCHED_MAX,
+        ROUTES_PER_LINK_MAX,
+        ROUTED_BYTES_MAX,
     ]
     .into();
+    constants.insert("RECORD_LIFETIME_MAX", RECORD_LIFETIME_MAX.as_secs());
     constants.insert("RING_AGE_MAX", RING_AGE_MAX.as_secs());
     constants.insert("RESUME_WINDOW", RESUME_WINDOW.as_secs());
     constants.insert("GRANT_CLOCK_SKEW", GRANT_CLOCK_SKEW.as_secs());

@@ -1,0 +1,500 @@
+//! Joining, and keeping the links that a node ought to have.
+//!
+//! Every look at the table asks for what is missing: links to the closest routers known, and a few in
+//! each bucket in which there is anybody, near ones first; and gives up what nobody needs.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::api::Event;
+use super::coordinate::Coordinate;
+use super::core::{Core, Tag};
+use super::message::{Body, Contact, Message, Need};
+use crate::id::{Distance, Key, KeyKind, LinkId};
+use crate::limits::CONTACTS_PER_MESSAGE_MAX;
+use crate::time::Time;
+
+/// From a change to the look at the table that it causes: others may follow.
+const SETTLE: Duration = Duration::from_millis(200);
+/// A link that nobody needs is closed after this.
+const SURPLUS_AFTER: Duration = Duration::from_secs(10);
+/// Requests to connect that one look at the table begins.
+const CONNECTS_PER_LOOK: usize = 6;
+/// Lookups in buckets that one look at the table begins.
+const FILLS_PER_LOOK: usize = 3;
+/// A bucket that turned out to have nobody new is looked at again after this; doubles.
+const FILL_PAUSE: Duration = Duration::from_secs(5);
+/// The longest pause while the bucket has no link at all.
+const FILL_EMPTY_PAUSE: Duration = Duration::from_secs(30);
+/// Neighbours that a node with few links asks for more at once.
+const ASKED_MAX: usize = 3;
+/// The first buckets, which get one link more.
+const CROWDED_BUCKETS: u8 = 2;
+/// The pause between looks doubles so often, at most, while nothing changes.
+const QUIET_MAX: u8 = 2;
+/// A coordinate that has moved so far is told again.
+const MOVED: Duration = Duration::from_millis(25);
+
+/// When a bucket may be looked up again.
+#[derive(Clone, Copy, Debug)]
+struct Fill {
+    due: Time,
+    pause: Duration,
+}
+
+/// What is due.
+#[derive(Debug, Default)]
+pub(super) struct Upkeep {
+    look: Option<Time>,
+    probe: Option<Time>,
+    refresh: Option<Time>,
+    /// Siblings to exchange contacts with at the next look.
+    exchange: Vec<LinkId>,
+    is_exchange_with_all: bool,
+    fills: BTreeMap<u8, Fill>,
+    /// Looks in a row that found nothing to do.
+    quiet: u8,
+    is_joining: bool,
+    is_joined: bool,
+    is_leaving: bool,
+}
+
+impl Upkeep {
+    /// Whether the node has been part of the overlay.
+    pub(super) const fn is_joined(&self) -> bool {
+        self.is_joined
+    }
+
+    /// Something has changed: look at the table soon.
+    pub(super) fn soon(&mut self, now: Time) {
+        self.by(now + SETTLE);
+    }
+
+    /// Look at the table at `at`, or before.
+    pub(super) fn by(&mut self, at: Time) {
+        self.look = Some(self.look.map_or(at, |look| look.min(at)));
+    }
+
+    pub(super) fn probe_by(&mut self, at: Time) {
+        self.probe = Some(self.probe.map_or(at, |probe| probe.min(at)));
+    }
+
+    /// `link` may be to one of the closest now.
+    pub(super) fn siblings_changed(&mut self, now: Time, link: LinkId) {
+        self.quiet = 0;
+        self.exchange.push(link);
+        self.soon(now);
+    }
+
+    pub(super) fn link_gone(&mut self, now: Time, was_sibling: bool) {
+        self.is_exchange_with_all |= was_sibling;
+        if was_sibling {
+            self.quiet = 0;
+        }
+        self.soon(now);
+    }
+}
+
+impl Core {
+    /// Becomes part of the overlay by way of the links that are up.
+    pub(super) fn join(&mut self, now: Time) {
+        self.upkeep.is_leaving = false;
+        if self.links.len() == 0 {
+            // the first of its realm
+            self.upkeep.is_joined = true;
+            return self.event(Event::Joined);
+        }
+        self.upkeep.is_joining = !self.upkeep.is_joined;
+        self.ask_for_self(now, None);
+        self.upkeep.by(now + self.config.attempt_timeout);
+    }
+
+    /// Looks for the routers closest to this one, by way of a neighbour or of any.
+    pub(super) fn ask_for_self(&mut self, now: Time, first: Option<LinkId>) {
+        let body = Body::Find { except: Some(self.id), early: false };
+        let deadline = now + self.config.attempt_timeout * 4;
+        self.request_via(now, self.key, body, 1, Tag::Join, deadline, first);
+    }
+
+    /// Says good-bye to all neighbours.
+    pub(super) fn leave(&mut self, _now: Time) {
+        self.upkeep.is_leaving = true;
+        let links: Vec<LinkId> = self.links.iter().map(|link| link.id).collect();
+        links.into_iter().for_each(|link| self.send(link, Message::Leave));
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
+        [self.upkeep.look, self.upkeep.probe, self.upkeep.refresh, self.routes.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    pub(super) fn tick(&mut self, now: Time) {
+        self.routes_tick(now);
+        if self.upkeep.probe.is_some_and(|due| due <= now) {
+            self.judge_probes(now);
+        }
+        if self.upkeep.refresh.is_some_and(|due| due <= now) {
+            self.upkeep.fills.clear();
+            self.upkeep.refresh = None;
+            self.ask_for_self(now, None);
+            self.upkeep.look = Some(now);
+        }
+        if self.upkeep.look.is_some_and(|due| due <= now) {
+            self.upkeep.look = None;
+            self.look(now);
+        }
+    }
+
+    fn judge_probes(&mut self, now: Time) {
+        self.upkeep.probe = None;
+        let dead: Vec<LinkId> = self
+            .links
+            .iter()
+            .filter(|link| link.probe_due.is_some_and(|due| due <= now))
+            .map(|link| link.id)
+            .collect();
+        dead.into_iter().for_each(|link| self.drop_dead(now, link));
+        if let Some(due) = self.links.iter().filter_map(|link| link.probe_due).min() {
+            self.upkeep.probe_by(due);
+        }
+    }
+
+    /// The closest routers to this node's own key were found.
+    pub(super) fn found_self(&mut self, now: Time, closest: &[Contact]) {
+        if closest.is_empty() && self.upkeep.is_joining && self.links.len() > 0 {
+            self.ask_for_self(now, None);
+        }
+        self.learn_all(closest);
+        self.upkeep.by(now);
+    }
+
+    /// Contacts of a bucket were found.
+    pub(super) fn filled(&mut self, now: Time, contacts: &[Contact]) {
+        self.learn_all(contacts);
+        self.upkeep.soon(now);
+    }
+
+    /// Contacts close to a neighbour came.
+    pub(super) fn siblings_received(
+        &mut self,
+        now: Time,
+        from: LinkId,
+        at: Coordinate,
+        ask: bool,
+        contacts: Vec<Contact>,
+    ) {
+        if contacts.len() > CONTACTS_PER_MESSAGE_MAX {
+            self.stats.messages_unexpected += 1;
+            return;
+        }
+        let Some(link) = self.links.get_mut(from) else { return };
+        link.peer.at = at;
+        if ask {
+            self.send_siblings(from, false);
+        }
+        let reach = self.links.reach(&self.key, self.config.siblings);
+        let mut close: Vec<(Distance, Contact)> = contacts
+            .into_iter()
+            .map(|contact| (contact.key.distance(&self.key), contact))
+            .filter(|(distance, contact)| *distance < reach && contact.id != self.id)
+            .filter(|(_, contact)| self.links.to(&contact.id).is_none())
+            .collect();
+        close.sort_unstable_by_key(|(distance, _)| *distance);
+        close.truncate(self.config.siblings);
+        for (_, contact) in close {
+            self.table.learn(&self.key, contact, self.config.contacts_per_bucket);
+            let is_ready =
+                self.table.find(&self.key, &contact.key).is_some_and(|known| known.is_ready(now));
+            if is_ready && !self.upkeep.is_leaving {
+                self.start_connecting(now, contact, Need::Sibling, false, Some(from));
+            }
+        }
+    }
+
+    fn send_siblings(&mut self, to: LinkId, ask: bool) {
+        let Some(link) = self.links.get(to) else { return };
+        let (key, id) = (link.peer.key, link.peer.id);
+        let mut contacts = self.closest_except(&key, self.config.siblings, Some(id));
+        contacts.retain(|contact| contact.id != self.id);
+        let at = self.place.coordinate();
+        if let Some(link) = self.links.get_mut(to) {
+            link.told = at;
+        }
+        self.send(to, Message::Siblings { at, ask, contacts });
+    }
+
+    /// Looks at the table: what is missing, what is too much?
+    fn look(&mut self, now: Time) {
+        if self.upkeep.is_leaving || self.links.len() == 0 {
+            if let Some(due) = self.redial_lost(now) {
+                self.upkeep.by(due);
+            }
+            return;
+        }
+        let mut room = CONNECTS_PER_LOOK;
+        let missing_siblings = self.want_siblings(now, &mut room);
+        self.exchange_siblings();
+        let is_settled = missing_siblings == 0 && !self.links.is_connecting_sibling();
+        let wants_more = if is_settled { self.want_buckets(now, &mut room) } else { false };
+        let is_complete = is_settled && !wants_more && self.links.connecting() == 0;
+        if self.upkeep.is_joining && is_complete && self.table.len() > 0 {
+            self.upkeep.is_joining = false;
+            self.upkeep.is_joined = true;
+            self.event(Event::Joined);
+            let all: Vec<(LinkId, Need)> =
+                self.links.iter().map(|link| (link.id, link.mine)).collect();
+            all.into_iter().for_each(|(link, need)| self.tell_need(link, need));
+        }
+        let is_quiet = room == CONNECTS_PER_LOOK && !wants_more && is_settled;
+        self.sort_needs(now, is_quiet);
+        let interval = if is_quiet {
+            // one sibling after the other is asked whether it knows somebody closer
+            let turn = self.draw() as usize % self.links.siblings().len().max(1);
+            if let Some(link) = self.links.siblings().get(turn).copied() {
+                self.send_siblings(link, true);
+            }
+            // the longer nothing has changed, the more rarely
+            self.upkeep.quiet = self.upkeep.quiet.saturating_add(1);
+            self.links.shrink();
+            self.config.upkeep_interval * (1 << (self.upkeep.quiet / 2).min(QUIET_MAX))
+        } else {
+            self.upkeep.quiet = 0;
+            SETTLE * 4
+        };
+        let next = now + self.jittered(interval);
+        self.upkeep.by(next);
+        if let Some(due) = self.redial_lost(now) {
+            self.upkeep.by(due);
+        }
+        if self.upkeep.refresh.is_none() {
+            let after = self.jittered(self.config.refresh_interval);
+            self.upkeep.refresh = Some(now + after);
+        }
+    }
+
+    /// Asks for links to the closest routers known; returns how many of those are missing.
+    fn want_siblings(&mut self, now: Time, room: &mut usize) -> usize {
+        let wanted = self.config.siblings;
+        // the deepest buckets hold the closest; within a bucket order by distance
+        let reach = self.links.reach(&self.key, wanted);
+        let mut close: Vec<(Distance, Contact)> = Vec::new();
+        let mut last_bucket = None;
+        for (bucket, known) in self.table.iter().rev() {
+            if close.len() >= wanted && last_bucket != Some(bucket) {
+                break;
+            }
+            last_bucket = Some(bucket);
+            let distance = known.contact.key.distance(&self.key);
+            if known.is_ready(now) && distance <= reach {
+                close.push((distance, known.contact));
+            }
+        }
+        close.sort_unstable_by_key(|(distance, _)| *distance);
+        close.truncate(wanted);
+        let mut missing = 0;
+        for (_, contact) in close {
+            if self.links.to(&contact.id).is_some() {
+                continue;
+            }
+            if self.links.is_connecting(&contact.id) {
+                missing += 1;
+            } else if *room > 0 && self.start_connecting(now, contact, Need::Sibling, false, None) {
+                *room -= 1;
+                missing += 1;
+            }
+        }
+        missing
+    }
+
+    fn exchange_siblings(&mut self) {
+        let mut to = std::mem::take(&mut self.upkeep.exchange);
+        if std::mem::take(&mut self.upkeep.is_exchange_with_all) {
+            to.extend(self.links.siblings().iter().take(ASKED_MAX).copied());
+        }
+        to.sort_unstable();
+        to.dedup();
+        let close: Vec<LinkId> =
+            to.into_iter().filter(|link| self.links.siblings().contains(link)).collect();
+        close.into_iter().for_each(|link| self.send_siblings(link, true));
+    }
+
+    /// Asks for links in buckets that have too few; says whether something is still to be done.
+    fn want_buckets(&mut self, now: Time, room: &mut usize) -> bool {
+        let Some(depth) = self.depth() else { return false };
+        let mut fills = FILLS_PER_LOOK;
+        let mut is_lacking = false;
+        for bucket in (0..=depth).rev() {
+            let total = self.links.of_overlay() + self.links.connecting();
+            // one in every bucket is what makes routing right; the others make it fast
+            let wanted =
+                if total >= self.config.links_max { 1 } else { self.per_bucket(bucket, depth) };
+            let have = self.links.iter().filter(|link| link.bucket == bucket).count();
+            let coming = self
+                .table
+                .bucket(bucket)
+                .iter()
+                .filter(|known| self.links.is_connecting(&known.contact.id))
+                .count();
+            if have + coming >= wanted {
+                continue;
+            }
+            if *room > 0 {
+                if let Some(contact) = self.best_in(now, bucket) {
+                    is_lacking = true;
+                    let need = if have == 0 { Need::Sole } else { Need::Bucket };
+                    if self.start_connecting(now, contact, need, false, None) {
+                        *room -= 1;
+                    }
+                    continue;
+                }
+            } else {
+                is_lacking = true;
+                continue;
+            }
+            if coming == 0 && fills > 0 && self.may_fill(now, bucket, have == 0) {
+                fills -= 1;
+                is_lacking = true;
+                let drawn = self.draw().to_be_bytes();
+                let filler = Key::derive(&self.realm, KeyKind::Record, &drawn);
+                let target = self.key.sibling_at(bucket, &filler);
+                let body = Body::Find { except: Some(self.id), early: false };
+                self.request(now, target, body, 1, Tag::Fill);
+            }
+        }
+        is_lacking
+    }
+
+    /// The deepest bucket that is not all siblings.
+    fn depth(&self) -> Option<u8> {
+        let last = self.links.siblings().last().and_then(|link| self.links.get(*link));
+        last.map(|link| link.bucket)
+    }
+
+    /// Links wanted in a bucket: one more in the first ones, with which every way begins, and when
+    /// there are few buckets.
+    fn per_bucket(&self, bucket: u8, depth: u8) -> usize {
+        let usual = self.config.links_per_bucket;
+        let total = usual * (usize::from(depth) + 1) + self.config.siblings;
+        if bucket < CROWDED_BUCKETS || total < self.config.links_min { usual + 1 } else { usual }
+    }
+
+    fn may_fill(&mut self, now: Time, bucket: u8, is_empty: bool) -> bool {
+        let first = Fill { due: now, pause: FILL_PAUSE };
+        let fill = *self.upkeep.fills.entry(bucket).or_insert(first);
+        if fill.due > now {
+            return false;
+        }
+        // a newcomer alone in a bucket makes this node a dead end until it knows of it
+        let longest = if is_empty { FILL_EMPTY_PAUSE } else { self.config.refresh_interval };
+        let pause = (fill.pause * 2).min(longest);
+        self.upkeep.fills.insert(bucket, Fill { due: now + fill.pause, pause });
+        true
+    }
+
+    /// The contact of a bucket to ask next: where there is no link yet, the nearest.
+    fn best_in(&mut self, now: Time, bucket: u8) -> Option<Contact> {
+        let here = self.place.coordinate();
+        let linked: Vec<Key> = self
+            .links
+            .iter()
+            .filter(|link| link.bucket == bucket)
+            .map(|link| link.peer.key)
+            .collect();
+        let proximity = self.config.proximity;
+        let mut best: Option<(u8, Duration, Contact)> = None;
+        for known in self.table.bucket(bucket) {
+            let contact = known.contact;
+            let is_taken =
+                self.links.to(&contact.id).is_some() || self.links.is_connecting(&contact.id);
+            if is_taken || !known.is_ready(now) {
+                continue;
+            }
+            let crowd = crowding(bucket, &contact.key, &linked);
+            let rtt = match proximity && !contact.at.is_unknown() {
+                true => here.rtt(&contact.at),
+                false => Duration::from_secs(1),
+            };
+            if best.as_ref().is_none_or(|(c, r, _)| (crowd, rtt) < (*c, *r)) {
+                best = Some((crowd, rtt, contact));
+            }
+        }
+        best.map(|(_, _, contact)| contact)
+    }
+
+    /// Says what each link is needed for now, tells neighbours when that has changed, and closes what
+    /// neither side needs.
+    fn sort_needs(&mut self, now: Time, is_quiet: bool) {
+        let depth = self.depth().unwrap_or_default();
+        let here = self.place.coordinate();
+        let siblings = self.links.siblings().to_vec();
+        let needed = self.needed_in_buckets(depth);
+        let mut told = Vec::new();
+        for link in self.links.iter_mut() {
+            let need = if siblings.contains(&link.id) {
+                Need::Sibling
+            } else if needed.contains(&link.id) {
+                Need::Bucket
+            } else if link.users > 0 {
+                Need::Traffic
+            } else {
+                Need::None
+            };
+            let has_moved = is_quiet && (link.told.is_unknown() || link.told.moved(&here) > MOVED);
+            if need == Need::None && link.mine != Need::None {
+                link.idle_since = now;
+            }
+            if need != link.mine || has_moved {
+                told.push((link.id, need));
+            }
+        }
+        for (id, need) in told {
+            self.tell_need(id, need);
+        }
+        let surplus: Vec<LinkId> = self
+            .links
+            .iter()
+            .filter(|link| link.is_surplus())
+            .filter(|link| now.saturating_since(link.idle_since) >= SURPLUS_AFTER)
+            .map(|link| link.id)
+            .collect();
+        surplus.into_iter().for_each(|link| self.drop_surplus(now, link));
+    }
+
+    /// The links to keep for the buckets: spread over each bucket, and rather those that the other
+    /// side needs too, so that both need fewer; then what is in use; then near ones.
+    fn needed_in_buckets(&self, depth: u8) -> Vec<LinkId> {
+        let mut order: Vec<(u8, [bool; 2], u32, LinkId, Key)> = self
+            .links
+            .iter()
+            .map(|link| {
+                let is_unneeded = [link.theirs == Need::None, link.mine == Need::None];
+                (link.bucket, is_unneeded, link.rtt, link.id, link.peer.key)
+            })
+            .collect();
+        order.sort_unstable();
+        let mut needed = Vec::with_capacity(order.len());
+        let mut chosen: Vec<Key> = Vec::new();
+        for group in order.chunk_by(|a, b| a.0 == b.0) {
+            let bucket = group.first().map_or(0, |entry| entry.0);
+            chosen.clear();
+            for _ in 0..self.per_bucket(bucket, depth).min(group.len()) {
+                let left = group.iter().filter(|entry| !chosen.contains(&entry.4));
+                let best = left.min_by_key(|entry| crowding(bucket, &entry.4, &chosen));
+                if let Some(entry) = best {
+                    chosen.push(entry.4);
+                    needed.push(entry.3);
+                }
+            }
+        }
+        needed
+    }
+}
+
+/// How near a key is to those that a bucket has links to already: 0 for the other half of the bucket,
+/// 1 for the other quarter, 2 for less.
+fn crowding(bucket: u8, key: &Key, linked: &[Key]) -> u8 {
+    let shared = linked.iter().map(|other| key.distance(other).shared_bits()).max();
+    shared.map_or(0, |bits| bits.saturating_sub(bucket.saturating_add(1)).min(2))
+}
