@@ -18,6 +18,7 @@ mod frame;
 mod grant;
 mod message;
 mod node;
+mod overlay;
 mod pattern;
 mod script;
 // Worlds of nodes in virtual time, as the tests of macula-proto know them.
@@ -37,17 +38,19 @@ pub use frame::frame;
 pub use grant::grant;
 pub use message::message;
 pub use node::node;
+pub use overlay::overlay;
 pub use pattern::pattern;
 
 /// The body of a fuzz target: panics when `data` violates a property.
 pub type Body = fn(data: &[u8]);
 
 /// Every body, by the name of its target.
-pub const TARGETS: [(&str, Body); 6] = [
+pub const TARGETS: [(&str, Body); 7] = [
     ("frame", frame),
     ("message", message),
     ("control", control),
     ("pattern", pattern),
     ("node", node),
+    ("overlay", overlay),
     ("grant", grant),
 ];

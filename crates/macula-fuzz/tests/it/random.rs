@@ -116,3 +116,8 @@ fn patterns_out_of_any_bytes() {
 fn worlds_in_which_anything_happens() {
     check("node");
 }
+
+#[test]
+fn a_router_among_neighbours_that_say_anything() {
+    check("overlay");
+}

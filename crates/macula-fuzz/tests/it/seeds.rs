@@ -38,6 +38,7 @@ fn seeds() -> Seeds {
     let mut seeds = Seeds::new();
     golden(&mut seeds);
     grants(&mut seeds);
+    overlays(&mut seeds);
     for (index, lines) in PATTERNS.iter().enumerate() {
         seeds.insert(("pattern", format!("hand_{index}")), lines.as_bytes().to_vec());
     }
@@ -195,3 +196,47 @@ const NODE: Scripts = &[
     ("shut_down", 0, &[[4, 1, 0, 0], [8, 0, 0, 0], [15, 0, 0, 16], [15, 3, 1, 16], [11, 13, 0, 0]]),
     ("handles", 0, &[[4, 1, 0, 1], [14, 0, 2, 0], [0, 0, 0, 255], [14, 0, 6, 0], [11, 9, 0, 0]]),
 ];
+
+/// Scripts of the overlay target: neighbours come up, and each says something.
+fn overlays(seeds: &mut Seeds) {
+    use macula_proto::overlay::{
+        Body, Contact, Coordinate, Cursor, Message, Need, Route, TreeAct, TreeId, TreeMessage, wire,
+    };
+    use macula_proto::{Distance, EndpointId, Key, KeyKind, RealmId};
+
+    let realm = RealmId::of_name("fuzz");
+    let at = Coordinate { x: 40, y: -80, height: 4 };
+    let contact = |byte: u8| Contact::new(&realm, EndpointId::from_bytes([byte; 32]), at);
+    let me = contact(7).key;
+    let topic = bytes::Bytes::from_static(b"a.b");
+    let route = |target: Key, body: Body| {
+        let (ttl, hops, floor) = (20, 0, Distance::MAX);
+        Message::Route(Box::new(Route { id: 9, target, ttl, hops, floor, salt: 0, body }))
+    };
+    let join = TreeAct::Join { hops: 1, have: Cursor::default(), redirected: false };
+    let tree = TreeId { topic: topic.clone(), is_index: false };
+    let far = Key::derive(&realm, KeyKind::Topic, &topic);
+    let messages = [
+        ("keep", Message::Keep { need: Need::Sibling, at, ready: true }),
+        ("siblings", Message::Siblings { at, ask: true, contacts: vec![contact(3), contact(4)] }),
+        ("find", route(me, Body::Find { except: None, early: false })),
+        ("connect", route(me, Body::Connect { from: contact(5), need: Need::Sibling })),
+        ("fetch", route(far, Body::Fetch { kind: 3 })),
+        ("audit", route(far, Body::Audit { topic })),
+        ("join", Message::Tree(Box::new(TreeMessage { tree, act: join }))),
+    ];
+    for (name, message) in messages {
+        let encoded = wire::encode(&message);
+        seeds.insert(("overlay", format!("plain-{name}")), encoded.clone());
+        // three neighbours, this node joins, each neighbour is ready, then the message, then time
+        let mut script = vec![0x00, 0x10, 0x20, 0x05, 0];
+        let ready = wire::encode(&Message::Keep { need: Need::Bucket, at, ready: true });
+        for (link, bytes) in [(0x06, &ready), (0x16, &ready), (0x26, &ready), (0x16, &encoded)] {
+            script.push(link);
+            script.extend((bytes.len() as u16).to_be_bytes());
+            script.extend(bytes);
+        }
+        script.extend([0x35, 0, 0x65, 0, 0x24]);
+        seeds.insert(("overlay", format!("script-{name}")), script);
+    }
+}
