@@ -8,6 +8,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::address::GatewayAddress;
 use crate::bench::Garbage;
 use crate::cmd::realm::args::RealmCommand;
+#[cfg(feature = "sim")]
+use crate::cmd::sim::SimCommand;
 
 /// What `macula --help` shows below the commands.
 const AFTER_HELP: &str = "\
@@ -61,6 +63,10 @@ pub(crate) enum Command {
     Bench(BenchCommand),
     /// See a working mesh: gateway and four peers on this machine
     Demo(DemoArgs),
+    /// Run thousands of nodes in virtual time, with faults and checks
+    #[cfg(feature = "sim")]
+    #[command(subcommand)]
+    Sim(SimCommand),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
     /// Work with gateway configuration files

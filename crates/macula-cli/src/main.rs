@@ -89,6 +89,8 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Keygen(args) => cmd::keygen::run(&args),
         Command::Bench(command) => bench::run(command).await,
         Command::Demo(args) => demo::run(args).await,
+        #[cfg(feature = "sim")]
+        Command::Sim(command) => tokio::task::block_in_place(|| cmd::sim::run(&command)),
         Command::Completion(args) => completion(&args),
         Command::Config(command) => cmd::config::run(&command),
         Command::DemoPeer(args) => demo::run_peer(args).await,

@@ -8,5 +8,7 @@ pub(crate) mod ping;
 pub(crate) mod publish;
 pub(crate) mod realm;
 pub(crate) mod serve;
+#[cfg(feature = "sim")]
+pub(crate) mod sim;
 pub(crate) mod status;
 pub(crate) mod subscribe;

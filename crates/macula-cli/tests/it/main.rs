@@ -13,4 +13,6 @@ mod raw;
 mod realm;
 mod round_trips;
 mod shows;
+#[cfg(feature = "sim")]
+mod sim;
 mod trust;
