@@ -308,6 +308,12 @@ impl Calls {
         let Some(running) = self.running.remove(&request) else { return };
         let call = (running.caller, running.call);
         self.by_call.remove(&call);
+        let result = match result {
+            Ok(body) if body.len() > ROUTED_BYTES_MAX => {
+                Err(failure(ErrorClass::Internal, "the result is too long", false))
+            }
+            result => result,
+        };
         for way in running.ways {
             self.give(core, now, way, &result);
         }

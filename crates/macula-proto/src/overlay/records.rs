@@ -12,7 +12,7 @@ use super::message::{Body, Message, Reply, StoreRefusal};
 use super::record::{Record, kind};
 use super::store::{Judge, Store};
 use crate::id::{Key, LinkId, QueryId};
-use crate::limits::RECORDS_PER_MESSAGE_MAX;
+use crate::limits::{RECORD_LIFETIME_MAX, RECORD_VALUE_BYTES_MAX, RECORDS_PER_MESSAGE_MAX};
 use crate::time::Time;
 
 /// How long the root waits for its siblings to say that they have a copy.
@@ -29,6 +29,9 @@ const ANSWER_BYTES_MAX: usize = 40 * 1024;
 const HAND_OVER_AFTER: Duration = Duration::from_millis(300);
 /// Records that this node announces at once, its own.
 const ANNOUNCED_MAX: usize = 4096;
+
+/// Lifetimes are signed in whole seconds.
+const LIFETIME_MIN: Duration = Duration::from_secs(1);
 
 /// What a request was for.
 #[derive(Debug)]
@@ -97,6 +100,17 @@ impl Records {
         value: Bytes,
         lifetime: Duration,
     ) {
+        // what nobody would keep is not announced
+        let refusal = if value.len() > RECORD_VALUE_BYTES_MAX {
+            Some(StoreRefusal::TooLarge)
+        } else if lifetime > RECORD_LIFETIME_MAX || lifetime < LIFETIME_MIN {
+            Some(StoreRefusal::Lifetime)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            return core.event(Event::PutDone { query, result: Err(Some(refusal)) });
+        }
         if value.is_empty() {
             self.announced.remove(&(key, kind::USER));
             return self.send_put(core, now, key, kind::USER, value, lifetime, Some(query));

@@ -198,6 +198,11 @@ impl Core {
             true => Distance::MAX,
             false => me.distance(&request.target),
         };
+        let mut body = request.body.clone();
+        if let Body::Call(call) = &mut body {
+            // of later ways less time remains
+            call.deadline = request.deadline.saturating_since(now);
+        }
         let mut route = Box::new(Route {
             id,
             target: request.target,
@@ -205,7 +210,7 @@ impl Core {
             hops: 0,
             floor,
             salt,
-            body: request.body.clone(),
+            body,
         });
         // other ways begin with other first hops
         let mut tried = request.first_hops.clone();

@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use macula_proto::id::QueryId;
 use macula_proto::overlay::{
-    Body, Command, Contact, Coordinate, Event, Input, Message, Need, Record, Reply, Route, kind,
+    Body, Command, Contact, Coordinate, Event, Input, Message, Need, Record, Reply, Route,
+    StoreRefusal, kind,
 };
 use macula_proto::pubsub::ProcedureName;
 use macula_proto::wire::message::{CallFailure, ErrorClass, ProviderPolicy};
@@ -212,6 +213,29 @@ fn what_is_stored_is_found_also_after_its_root_died_and_others_joined() {
     world.command(7, put("", 2));
     world.run(100 * SECOND);
     assert_eq!(fetched(&mut world, 13), Some(vec![]));
+}
+
+#[test]
+fn what_nobody_would_keep_is_refused_at_once() {
+    let mut world = World::of(10);
+    let put = |value: usize, lifetime: Duration| Command::Put {
+        query: QueryId(1),
+        key: key("place"),
+        value: Bytes::from(vec![1; value]),
+        lifetime,
+    };
+    for (value, lifetime, why) in [
+        (9_000, 60 * SECOND, StoreRefusal::TooLarge),
+        (1, Duration::from_millis(10), StoreRefusal::Lifetime),
+        (1, 49 * 3600 * SECOND, StoreRefusal::Lifetime),
+    ] {
+        world.command(3, put(value, lifetime));
+        let done = world.take(3).into_iter().find_map(|event| match event {
+            Event::PutDone { result, .. } => Some(result),
+            _ => None,
+        });
+        assert_eq!(done, Some(Err(Some(why))));
+    }
 }
 
 #[test]
