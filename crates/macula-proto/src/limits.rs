@@ -76,6 +76,10 @@ pub const RECORD_LIFETIME_MAX: Duration = Duration::from_secs(48 * 3600);
 pub const ROUTES_WATCHED_MAX: usize = 4096;
 /// Routes of one link that a node watches over at once.
 pub const ROUTES_PER_LINK_MAX: usize = 512;
+/// Routers that one iterative lookup keeps in view.
+pub const WALK_KNOWN_MAX: usize = 64;
+/// Routers that one iterative lookup asks.
+pub const WALK_ASKED_MAX: usize = 64;
 /// Payload of a message that is routed instead of published in a hub, bytes; larger ones need a
 /// link of their own.
 pub const ROUTED_BYTES_MAX: usize = LANE_MESSAGE_BYTES_MAX;

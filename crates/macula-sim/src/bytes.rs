@@ -43,6 +43,7 @@ fn content(message: &Message) -> usize {
 fn body(body: &Body) -> usize {
     match body {
         Body::Connect { .. } => CONTACT + 1,
+        Body::Near { .. } => 22,
         Body::Put(stored) => record(stored),
         Body::Publish(batch) => publish(batch),
         Body::Audit { topic } => topic.len() + 2,
@@ -53,7 +54,9 @@ fn body(body: &Body) -> usize {
 
 fn reply(reply: &Reply) -> usize {
     match reply {
-        Reply::Closest(contacts) | Reply::Full(contacts) => CONTACT * contacts.len(),
+        Reply::Closest(contacts) | Reply::Near(contacts) | Reply::Full(contacts) => {
+            CONTACT * contacts.len()
+        }
         Reply::Welcome(_) => CONTACT,
         Reply::Records(records) => records.iter().map(record).sum(),
         Reply::Result(body) => body.len() + 2,

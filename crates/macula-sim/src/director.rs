@@ -54,11 +54,13 @@ pub struct Run {
     pub lookups: Option<u32>,
     /// Overrides the scenario.
     pub proximity: Option<bool>,
+    /// Tells how many bytes the process has allocated; [`Summary::overlay_bytes_per_node`] needs it.
+    pub allocated: Option<fn() -> u64>,
 }
 
 impl Default for Run {
     fn default() -> Self {
-        Self { nodes: None, seed: 1, threads: 1, lookups: None, proximity: None }
+        Self { nodes: None, seed: 1, threads: 1, lookups: None, proximity: None, allocated: None }
     }
 }
 
@@ -111,6 +113,13 @@ enum State {
     Gone,
 }
 
+/// How a lookup is done.
+#[derive(Clone, Copy, Debug)]
+enum Lookup {
+    Routed { paths: u8 },
+    Iterative,
+}
+
 /// Something that the director will do.
 #[derive(Clone, Debug)]
 enum Action {
@@ -120,7 +129,7 @@ enum Action {
     Death { node: u32, start: u32, replace: bool },
     Leave { node: u32 },
     Stop { node: u32 },
-    Lookup { phase: usize, paths: u8 },
+    Lookup { phase: usize, way: Lookup },
     Publish { node: u32, start: u32, stream: Stream },
     KillForwarder { every: u64, until: u64 },
     Call { procedure: ProcedureName, share: usize, realm: u8 },
@@ -328,15 +337,18 @@ impl<'a> Director<'a> {
         match step {
             Step::Wait { length } => self.pass(*length, progress),
             Step::Measure {} => self.measure(),
-            Step::Lookups { phase, count, over, paths, background } => {
+            Step::Lookups { phase, count, over, paths, iterative, background } => {
                 let count = count
                     .or(self.options.lookups)
                     .unwrap_or_else(|| self.nodes.clamp(1000, 100_000));
                 let phase = self.lookup_phase(phase);
+                self.phases[phase].iterative = *iterative;
+                let way =
+                    if *iterative { Lookup::Iterative } else { Lookup::Routed { paths: *paths } };
                 let gap = micros(*over) as f64 / f64::from(count.max(1));
                 for number in 0..count {
                     let at = now + (f64::from(number) * gap) as u64;
-                    self.plan(at, Action::Lookup { phase, paths: *paths });
+                    self.plan(at, Action::Lookup { phase, way });
                 }
                 if !background {
                     self.pass(*over, progress);
@@ -471,11 +483,11 @@ impl<'a> Director<'a> {
                 }
             }
             Action::Stop { node } => self.world.stop(node),
-            Action::Lookup { phase, paths } => {
+            Action::Lookup { phase, way } => {
                 let realm = self.dice.below(self.joined.len());
                 if let Some(node) = self.any_honest(realm) {
                     let target = Key::from_bytes(self.dice.bytes());
-                    self.look_up(phase, node, target, paths, at);
+                    self.look_up(phase, node, target, way, at);
                 }
             }
             Action::Publish { node, start, stream } => self.publish(at, node, start, stream),
@@ -819,7 +831,7 @@ impl<'a> Director<'a> {
             self.phases.push(LookupFigures::default());
             for number in 0..probes {
                 let at = began + u64::from(number) * SECOND / u64::from(probes.max(1));
-                self.plan(at, Action::Lookup { phase, paths: 1 });
+                self.plan(at, Action::Lookup { phase, way: Lookup::Routed { paths: 1 } });
             }
             self.pass(Duration::from_secs(1), progress);
             self.wait_for_answers(progress);
@@ -854,11 +866,15 @@ impl<'a> Director<'a> {
         QueryId(self.questions.len() as u64 - 1)
     }
 
-    fn look_up(&mut self, phase: usize, node: u32, target: Key, paths: u8, at: u64) {
+    fn look_up(&mut self, phase: usize, node: u32, target: Key, way: Lookup, at: u64) {
         let realm = usize::from(self.world.hosts.get(node).realm);
         let truth = self.truths[realm].closest(&target);
         let query = self.ask(Question::Lookup { phase, node, started: at, target, truth });
-        self.world.command(node, at, Command::Lookup { query, target, paths });
+        let command = match way {
+            Lookup::Routed { paths } => Command::Lookup { query, target, paths },
+            Lookup::Iterative => Command::Walk { query, target },
+        };
+        self.world.command(node, at, command);
     }
 
     /// Until all questions have an answer; those of nodes that died never get one.
@@ -890,7 +906,13 @@ impl<'a> Director<'a> {
 
     fn looked_up(&mut self, report: &Report, question: Question, event: &Event) {
         let Question::Lookup { phase, node, started, target, truth } = question else { return };
-        let Event::LookupDone { closest, hops, attempts, .. } = event else { return };
+        let (closest, hops, attempts) = match event {
+            Event::LookupDone { closest, hops, attempts, .. } => {
+                (closest, *hops, u64::from(*attempts))
+            }
+            Event::WalkDone { closest, steps, asked, .. } => (closest, *steps, u64::from(*asked)),
+            _ => return,
+        };
         if node != report.node {
             let what = "a lookup was answered to somebody else".to_owned();
             return self.oracle.violation(report.time, what);
@@ -920,10 +942,10 @@ impl<'a> Director<'a> {
         figures.ok += u64::from(right);
         figures.failed += u64::from(closest.is_empty());
         if !closest.is_empty() {
-            figures.hops.add(u64::from(*hops));
+            figures.hops.add(u64::from(hops));
             figures.millis.add(report.time.saturating_sub(started) / 1000);
         }
-        figures.attempts.add(u64::from(*attempts));
+        figures.attempts.add(attempts);
         let second = self.summary.timeline.entry(started / SECOND).or_default();
         second.lookups += 1;
         second.right += u64::from(right);
@@ -1112,7 +1134,14 @@ impl<'a> Director<'a> {
         };
         match event {
             Event::Joined => self.on_joined(node),
-            Event::LookupDone { query, .. } => {
+            Event::Lonely { .. } => {
+                if matches!(self.states[node as usize], State::Joining | State::Joined) {
+                    let peers = self.peers_for(node);
+                    let now = self.world.now();
+                    self.world.bootstrap(node, &peers, now);
+                }
+            }
+            Event::LookupDone { query, .. } | Event::WalkDone { query, .. } => {
                 let question = self.answered(*query, time);
                 self.looked_up(&report, question, event);
             }
@@ -1277,7 +1306,21 @@ impl<'a> Director<'a> {
         for (name, largest) in &self.largest {
             summary.extra.insert(format!("largest_{}", name.replace(' ', "_")), *largest as f64);
         }
+        self.weigh(&mut summary);
         summary
+    }
+
+    /// What the nodes' overlays hold on average, by what is free without them.
+    fn weigh(&mut self, summary: &mut Summary) {
+        let Some(allocated) = self.options.allocated else { return };
+        let nodes: Vec<u32> = self.joined.iter().flatten().copied().collect();
+        let count = nodes.len().max(1) as u64;
+        let before = allocated();
+        for node in &nodes {
+            self.world.node(*node).overlay = None;
+        }
+        summary.allocated_bytes_per_node = Some(before / count);
+        summary.overlay_bytes_per_node = Some(before.saturating_sub(allocated()) / count);
     }
 
     /// How long a star would take for the same subscribers: one hub with the uplink of a node, in

@@ -187,6 +187,9 @@ pub enum Step {
         /// Ways at once.
         #[serde(default = "one_path")]
         paths: u8,
+        /// Ask every router on the way, instead of routing once.
+        #[serde(default)]
+        iterative: bool,
         /// Go on with the next step at once.
         #[serde(default)]
         background: bool,

@@ -520,10 +520,14 @@ impl Node {
             }
             Message::Tree(tree) if role.drops() && matches!(tree.act, TreeAct::Data { .. }) => None,
             Message::Route(route)
-                if role == Role::Liar && matches!(route.body, Body::Find { .. }) =>
+                if role == Role::Liar
+                    && matches!(route.body, Body::Find { .. } | Body::Near { .. }) =>
             {
                 let me = self.overlay.as_ref().map(|overlay| overlay.me())?;
-                let reply = Reply::Closest(vec![me]);
+                let reply = match route.body {
+                    Body::Near { .. } => Reply::Near(vec![me]),
+                    _ => Reply::Closest(vec![me]),
+                };
                 let answer = Answer { id: route.id, hops: route.hops, reply };
                 self.send(at, link, Message::Ack { id: route.id });
                 self.send(at, link, Message::Answer(Box::new(answer)));

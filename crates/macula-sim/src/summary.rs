@@ -22,8 +22,10 @@ pub struct LookupFigures {
     pub hops: Histogram,
     /// Milliseconds.
     pub millis: Histogram,
-    /// Ways tried.
+    /// Ways tried; routers asked if they were iterative.
     pub attempts: Histogram,
+    /// Iterative: `hops` are answers that led on to the closest, one after the other.
+    pub iterative: bool,
 }
 
 /// Figures of calls, stores, fetches.
@@ -76,6 +78,12 @@ pub struct Summary {
     pub shares: BTreeMap<String, Share>,
     /// Memory per node; none where the system does not tell.
     pub bytes_per_node: Option<u64>,
+    /// Bytes that the process has allocated at the end, by nodes; none unless
+    /// [`Run::allocated`](crate::Run::allocated) was given.
+    pub allocated_bytes_per_node: Option<u64>,
+    /// Bytes that a node's overlay has allocated at the end, on average; none unless
+    /// [`Run::allocated`](crate::Run::allocated) was given.
+    pub overlay_bytes_per_node: Option<u64>,
     /// Virtual time.
     pub virtual_seconds: f64,
     /// Real time.
@@ -141,18 +149,22 @@ impl Summary {
         self.lookups.iter().fold((0, 0), |(all, ok), phase| (all + phase.total, ok + phase.ok))
     }
 
-    /// Hops of all phases of lookups.
+    /// Hops of all phases of routed lookups.
     pub fn hops(&self) -> Histogram {
         let mut hops = Histogram::default();
-        self.lookups.iter().for_each(|phase| hops.merge(&phase.hops));
+        self.routed().for_each(|phase| hops.merge(&phase.hops));
         hops
     }
 
-    /// Durations of all phases of lookups.
+    /// Durations of all phases of routed lookups.
     pub fn lookup_millis(&self) -> Histogram {
         let mut millis = Histogram::default();
-        self.lookups.iter().for_each(|phase| millis.merge(&phase.millis));
+        self.routed().for_each(|phase| millis.merge(&phase.millis));
         millis
+    }
+
+    fn routed(&self) -> impl Iterator<Item = &LookupFigures> {
+        self.lookups.iter().filter(|phase| !phase.iterative)
     }
 
     /// Deliveries of all phases of traffic: got, lost.
@@ -192,6 +204,8 @@ impl Summary {
         put("lost", json!(lost));
         put("duplicated", json!(self.duplicated));
         put("bytes_per_node", json!(self.bytes_per_node));
+        put("allocated_bytes_per_node", json!(self.allocated_bytes_per_node));
+        put("overlay_bytes_per_node", json!(self.overlay_bytes_per_node));
         put("virtual_seconds", json!(round(self.virtual_seconds)));
         put("wall_seconds", json!(round(self.wall_seconds)));
         put("events", json!(self.events));
@@ -213,11 +227,15 @@ impl Summary {
             put(&format!("lookups_{name}"), json!(phase.total));
             put(&format!("lookups_ok_{name}"), json!(phase.ok));
             put(&format!("lookups_failed_{name}"), json!(phase.failed));
-            put(&format!("hops_mean_{name}"), json!(round(phase.hops.mean())));
-            put(&format!("hops_p99_{name}"), json!(phase.hops.quantile(0.99)));
+            let (hops, tries) = match phase.iterative {
+                true => ("steps", "asked"),
+                false => ("hops", "attempts"),
+            };
+            put(&format!("{hops}_mean_{name}"), json!(round(phase.hops.mean())));
+            put(&format!("{hops}_p99_{name}"), json!(phase.hops.quantile(0.99)));
             put(&format!("latency_p50_ms_{name}"), json!(phase.millis.quantile(0.5)));
             put(&format!("latency_p99_ms_{name}"), json!(phase.millis.quantile(0.99)));
-            put(&format!("attempts_mean_{name}"), json!(round(phase.attempts.mean())));
+            put(&format!("{tries}_mean_{name}"), json!(round(phase.attempts.mean())));
         }
         for phase in &self.traffic {
             let name = &phase.phase;

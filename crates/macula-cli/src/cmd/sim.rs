@@ -207,6 +207,7 @@ fn simulate(scenario: &Scenario, nodes: u32, args: &SimCommonArgs) -> Summary {
         threads,
         lookups: args.lookups,
         proximity: args.proximity.map(|choice| choice == OnOff::On),
+        ..Run::default()
     };
     let bar = out::progress(Some(u64::from(nodes)), "{bar:30} {msg}");
     let summary = macula_sim::run(scenario, &options, &mut |progress| tell(&bar, progress));

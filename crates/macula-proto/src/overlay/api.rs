@@ -137,9 +137,18 @@ pub enum Command {
         query: QueryId,
         /// The key.
         target: Key,
-        /// Ways to try at once, at least 1, over different first hops. More than one asks for
-        /// answers from several, as protection from routers that drop or lie.
+        /// Ways to try at once, at least 1, over different first hops. More than one is protection
+        /// from routers that drop or lie: the closest of those that several answers name are then
+        /// asked themselves, like in `Walk`.
         paths: u8,
+    },
+    /// Find the routers closest to a key step by step, asking each on the way: slower and dearer than
+    /// `Lookup`, for audits. Ends in one [`Event::WalkDone`].
+    Walk {
+        /// Names the query.
+        query: QueryId,
+        /// The key.
+        target: Key,
     },
     /// Receive a topic's messages, or those of all topics that a pattern matches.
     Subscribe {
@@ -256,6 +265,13 @@ pub enum Output {
 pub enum Event {
     /// The node is part of the overlay: it has links to the closest routers it could learn of.
     Joined,
+    /// The node has fewer links than it wants siblings, and knows nobody else: the realm is small, or
+    /// the routers that it has met hide the others. Give it links to further ones (gateways, peers of
+    /// earlier times) and [`Command::Join`]. Comes again, ever more rarely, while it is so.
+    Lonely {
+        /// Links that it has.
+        links: usize,
+    },
     /// A lookup has ended.
     LookupDone {
         /// The query.
@@ -266,6 +282,18 @@ pub enum Event {
         hops: u8,
         /// Ways that were tried.
         attempts: u8,
+    },
+    /// An iterative lookup has ended.
+    WalkDone {
+        /// The query.
+        query: QueryId,
+        /// The closest routers, closest first: those that answered, and those that did not but that
+        /// two others have named.
+        closest: Vec<Contact>,
+        /// Routers that were asked.
+        asked: u16,
+        /// Answers that led to the closest, one after the other.
+        steps: u8,
     },
     /// New messages of a subscribed topic, in their publisher's order.
     Deliver {
@@ -362,6 +390,9 @@ pub struct Stats {
     pub attempts_failed: u64,
     pub answers_unknown: u64,
     pub answers_implausible: u64,
+    pub lonely: u64,
+    pub walk_questions: u64,
+    pub walk_silent: u64,
     pub connects_sent: u64,
     pub connects_refused: u64,
     pub connects_refused_here: u64,

@@ -15,6 +15,7 @@ use super::record::Record;
 use super::route::Routes;
 use super::table::Table;
 use super::upkeep::Upkeep;
+use super::walk::Walks;
 use crate::id::{EndpointId, Key, LinkId, QueryId, RealmId};
 
 /// Room that an empty queue keeps: of 100,000 nodes in a process few have anything to do at a time.
@@ -33,6 +34,7 @@ pub(super) struct Core {
     pub(super) table: Table,
     pub(super) links: Links,
     pub(super) routes: Routes,
+    pub(super) walks: Walks,
     pub(super) upkeep: Upkeep,
     outputs: VecDeque<Output>,
     upcalls: VecDeque<Upcall>,
@@ -63,12 +65,16 @@ pub(super) enum Upcall {
 pub(super) enum Tag {
     /// The application's lookup.
     Lookup(QueryId),
+    /// The same over several ways, whose answers are then examined.
+    Ways(QueryId),
     /// The own key, to join.
     Join,
     /// A key in a bucket, to learn contacts there.
     Fill,
     /// A request to connect; its peer is the target.
     Connect,
+    /// A question of an iterative lookup, by its number.
+    Walk(u64),
     /// Of the records part, which numbers its requests.
     Records(u64),
     /// Of the trees part.
@@ -120,6 +126,7 @@ impl Core {
             table: Table::default(),
             links: Links::default(),
             routes: Routes::default(),
+            walks: Walks::default(),
             upkeep: Upkeep::default(),
             outputs: VecDeque::new(),
             upcalls: VecDeque::new(),

@@ -60,6 +60,11 @@ pub enum Body {
         /// that one that drops or lies cannot stand between.
         early: bool,
     },
+    /// Who is closest to another key? Only the router whose key is the target answers.
+    Near {
+        /// The key.
+        to: Key,
+    },
     /// The origin asks for a link; only the router whose key is the target answers.
     Connect {
         /// Who asks.
@@ -142,6 +147,8 @@ pub enum Reply {
     /// To `Find`, and to whatever cannot be done here: the closest routers that the answering one
     /// knows, itself included, closest first.
     Closest(Vec<Contact>),
+    /// To `Near`: the closest routers that the one asked knows, closest first, and itself in any case.
+    Near(Vec<Contact>),
     /// To `Connect`: dial.
     Welcome(Contact),
     /// To `Connect`: no room; some others of the same region.

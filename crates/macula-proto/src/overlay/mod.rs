@@ -33,6 +33,7 @@ mod store;
 mod table;
 mod tree;
 mod upkeep;
+mod walk;
 pub mod wire;
 
 use std::sync::Arc;
@@ -52,6 +53,7 @@ use self::calls::Calls;
 use self::core::{Core, Tag, Upcall};
 use self::records::Records;
 use self::tree::Trees;
+use self::walk::Purpose;
 use crate::id::{EndpointId, LinkId, RealmId};
 use crate::time::Time;
 
@@ -90,6 +92,8 @@ pub struct Sizes {
     pub routes: usize,
     /// Requests of this node that have not ended.
     pub requests: usize,
+    /// Iterative lookups of this node that have not ended.
+    pub walks: usize,
     /// Records held for others.
     pub records: usize,
     /// What those cost, bytes.
@@ -183,6 +187,7 @@ impl Overlay {
             contacts: self.core.table.len(),
             routes,
             requests,
+            walks: self.core.walks.len(),
             records,
             record_bytes,
             cached,
@@ -213,7 +218,11 @@ impl Overlay {
             }
             Command::Lookup { query, target, paths } => {
                 let body = Body::Find { except: None, early: paths > 1 };
-                core.request(now, target, body, paths, Tag::Lookup(query));
+                let tag = if paths > 1 { Tag::Ways(query) } else { Tag::Lookup(query) };
+                core.request(now, target, body, paths, tag);
+            }
+            Command::Walk { query, target } => {
+                core.walk(now, target, &[], Purpose::Walk(query));
             }
             Command::Subscribe { subscription, pattern, qos1 } => {
                 self.trees.subscribe(core, now, subscription, pattern, qos1);
@@ -253,13 +262,20 @@ impl Overlay {
                         self.trees.arrived(core, now, arrival)
                     }
                     Body::Call(_) => self.calls.arrived(core, now, arrival),
-                    Body::Find { .. } | Body::Connect { .. } => core.arrived(now, arrival),
+                    Body::Find { .. } | Body::Near { .. } | Body::Connect { .. } => {
+                        core.arrived(now, arrival)
+                    }
                 },
                 Upcall::Replied { tag, outcome } => match tag {
                     Tag::Records(_) => self.records.replied(core, now, tag, outcome),
                     Tag::Tree(_) => self.trees.replied(core, now, tag, outcome),
                     Tag::Call(_) => self.calls.replied(core, &mut self.records, now, tag, outcome),
-                    Tag::Lookup(_) | Tag::Join | Tag::Fill | Tag::Connect => {
+                    Tag::Lookup(_)
+                    | Tag::Ways(_)
+                    | Tag::Walk(_)
+                    | Tag::Join
+                    | Tag::Fill
+                    | Tag::Connect => {
                         core.replied(now, tag, outcome);
                     }
                 },

@@ -13,8 +13,11 @@ use std::time::Duration;
 use super::api::Event;
 use super::core::{Arrival, Core, Outcome, Tag, Upcall};
 use super::message::{Answer, Body, Contact, Message, Need, Reply, Route};
+use super::walk::Purpose;
 use crate::id::{Distance, EndpointId, Key, LinkId};
-use crate::limits::{CONTACTS_PER_MESSAGE_MAX, ROUTES_PER_LINK_MAX, ROUTES_WATCHED_MAX, TTL_HOPS};
+use crate::limits::{
+    CONTACTS_PER_MESSAGE_MAX, ROUTES_PER_LINK_MAX, ROUTES_WATCHED_MAX, TTL_HOPS, WALK_KNOWN_MAX,
+};
 use crate::time::Time;
 
 /// How long the way back is remembered after the next hop took the route over.
@@ -73,6 +76,13 @@ struct Request {
     due: Time,
     deadline: Time,
     timeout: Duration,
+}
+
+impl Request {
+    /// Of several ways half must have answered: one alone may be a liar's.
+    const fn answers_wanted(&self) -> u8 {
+        self.paths.div_ceil(2)
+    }
 }
 
 /// Routes under way and requests of this node.
@@ -569,6 +579,20 @@ impl Core {
         request.open.retain(|id| *id != answer.id);
         request.answers = request.answers.saturating_add(1);
         match answer.reply {
+            Reply::Near(ref contacts)
+                if contacts.len() <= CONTACTS_PER_MESSAGE_MAX
+                    && contacts.iter().any(|contact| contact.key == request.target) =>
+            {
+                request.hops = answer.hops;
+                self.finish(now, number, Some(answer.reply));
+            }
+            _ if matches!(request.body, Body::Near { .. }) => {
+                // not from the one that was asked: another way may still reach it
+                self.stats.answers_implausible += 1;
+                if request.open.is_empty() {
+                    self.finish(now, number, None);
+                }
+            }
             Reply::Closest(contacts) if matches!(request.body, Body::Find { .. }) => {
                 if contacts.len() > CONTACTS_PER_MESSAGE_MAX || contacts.is_empty() {
                     self.stats.answers_implausible += 1;
@@ -578,14 +602,15 @@ impl Core {
                 if request.closest.is_empty() {
                     request.hops = answer.hops;
                 }
-                for contact in contacts {
+                // one answer shall not crowd out the others
+                for contact in contacts.into_iter().take(CLOSEST_COUNT) {
                     if !request.closest.iter().any(|known| known.id == contact.id) {
                         request.closest.push(contact);
                     }
                 }
                 request.closest.sort_unstable_by_key(|contact| contact.key.distance(&target));
-                request.closest.truncate(CONTACTS_PER_MESSAGE_MAX);
-                if request.answers >= request.paths {
+                request.closest.truncate(WALK_KNOWN_MAX);
+                if request.answers >= request.answers_wanted() {
                     self.finish(now, number, None);
                 }
             }
@@ -654,8 +679,7 @@ impl Core {
         let attempts_max = self.config.attempts_max;
         let Some(request) = self.routes.requests.get_mut(&number) else { return };
         let is_over = now >= request.deadline || request.attempts >= attempts_max;
-        // of several ways half must have answered: one alone may be a liar's
-        let has_enough = request.answers >= request.paths.div_ceil(2);
+        let has_enough = request.answers >= request.answers_wanted();
         if is_over || has_enough {
             self.stats.attempts_failed += u64::from(!has_enough);
             return self.finish(now, number, None);
@@ -707,7 +731,16 @@ impl Core {
                     Reply::Full(self.others_near(&from))
                 }
             }
-            Body::Connect { .. } => Reply::Closest(self.closest_to(&arrival.target, CLOSEST_COUNT)),
+            Body::Near { to } if arrival.target == self.key => {
+                let mut closest = self.closest_to(to, CLOSEST_COUNT);
+                if !closest.iter().any(|contact| contact.id == self.id) {
+                    closest.push(self.me());
+                }
+                Reply::Near(closest)
+            }
+            Body::Near { .. } | Body::Connect { .. } => {
+                Reply::Closest(self.closest_to(&arrival.target, CLOSEST_COUNT))
+            }
             _ => return,
         };
         self.answer(now, &arrival, reply);
@@ -730,6 +763,9 @@ impl Core {
 
     /// A request of the core itself, or the application's lookup, has ended.
     pub(super) fn replied(&mut self, now: Time, tag: Tag, outcome: Outcome) {
+        if let Tag::Walk(number) = tag {
+            return self.walk_replied(now, number, outcome);
+        }
         let closest = match outcome.reply {
             Some(Reply::Closest(contacts)) => contacts,
             _ => Vec::new(),
@@ -741,9 +777,14 @@ impl Core {
                 hops: outcome.hops,
                 attempts: outcome.attempts,
             }),
+            Tag::Ways(query) => {
+                let (hops, attempts) = (outcome.hops, outcome.attempts);
+                let purpose = Purpose::Lookup { query, hops, attempts };
+                self.walk(now, outcome.target, &closest, purpose);
+            }
             Tag::Join => self.found_self(now, &closest),
             Tag::Fill => self.filled(now, &closest),
-            Tag::Connect | Tag::Records(_) | Tag::Tree(_) | Tag::Call(_) => {}
+            Tag::Walk(_) | Tag::Connect | Tag::Records(_) | Tag::Tree(_) | Tag::Call(_) => {}
         }
     }
 

@@ -35,6 +35,12 @@ const QUIET_MAX: u8 = 2;
 /// A coordinate that has moved so far is told again.
 const MOVED: Duration = Duration::from_millis(25);
 
+/// With fewer links than siblings are wanted the application is told; first pause before it is told
+/// again, and longest.
+const LONELY_PAUSE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(240));
+/// Ways on which a newcomer asks for itself at once.
+const JOIN_PATHS: u8 = 2;
+
 /// When a bucket may be looked up again.
 #[derive(Clone, Copy, Debug)]
 struct Fill {
@@ -54,7 +60,14 @@ pub(super) struct Upkeep {
     fills: BTreeMap<u8, Fill>,
     /// Looks in a row that found nothing to do.
     quiet: u8,
+    /// When the application may be told again how few neighbours there are, and the pause after that.
+    lonely: Option<(Time, Duration)>,
     is_joining: bool,
+    /// Somebody has said who is close to this node.
+    is_answered: bool,
+    /// A search for the routers around the own key was not answered: the closest of them may be one
+    /// that drops, so others that know them may answer too.
+    is_unanswered: bool,
     is_joined: bool,
     is_leaving: bool,
 }
@@ -111,9 +124,12 @@ impl Core {
 
     /// Looks for the routers closest to this one, by way of a neighbour or of any.
     pub(super) fn ask_for_self(&mut self, now: Time, first: Option<LinkId>) {
-        let body = Body::Find { except: Some(self.id), early: false };
+        let early = self.upkeep.is_unanswered;
+        let body = Body::Find { except: Some(self.id), early };
         let deadline = now + self.config.attempt_timeout * 4;
-        self.request_via(now, self.key, body, 1, Tag::Join, deadline, first);
+        // a newcomer's first neighbour may drop what it is given
+        let paths = if self.upkeep.is_joining && first.is_none() { JOIN_PATHS } else { 1 };
+        self.request_via(now, self.key, body, paths, Tag::Join, deadline, first);
     }
 
     /// Says good-bye to all neighbours.
@@ -163,9 +179,11 @@ impl Core {
 
     /// The closest routers to this node's own key were found.
     pub(super) fn found_self(&mut self, now: Time, closest: &[Contact]) {
+        self.upkeep.is_unanswered = closest.is_empty();
         if closest.is_empty() && self.upkeep.is_joining && self.links.len() > 0 {
             self.ask_for_self(now, None);
         }
+        self.upkeep.is_answered |= !closest.is_empty();
         self.learn_all(closest);
         self.upkeep.by(now);
     }
@@ -231,6 +249,9 @@ impl Core {
             if let Some(due) = self.redial_lost(now) {
                 self.upkeep.by(due);
             }
+            if !self.upkeep.is_leaving && self.upkeep.is_joined {
+                self.tell_lonely(now);
+            }
             return;
         }
         let mut room = CONNECTS_PER_LOOK;
@@ -239,7 +260,8 @@ impl Core {
         let is_settled = missing_siblings == 0 && !self.links.is_connecting_sibling();
         let wants_more = if is_settled { self.want_buckets(now, &mut room) } else { false };
         let is_complete = is_settled && !wants_more && self.links.connecting() == 0;
-        if self.upkeep.is_joining && is_complete && self.table.len() > 0 {
+        let is_found = self.upkeep.is_answered || self.links.len() >= self.config.siblings;
+        if self.upkeep.is_joining && is_complete && is_found {
             self.upkeep.is_joining = false;
             self.upkeep.is_joined = true;
             self.event(Event::Joined);
@@ -249,6 +271,9 @@ impl Core {
         }
         let is_quiet = room == CONNECTS_PER_LOOK && !wants_more && is_settled;
         self.sort_needs(now, is_quiet);
+        if is_complete && self.links.len() < self.config.siblings {
+            self.tell_lonely(now);
+        }
         let interval = if is_quiet {
             // one sibling after the other is asked whether it knows somebody closer
             let turn = self.draw() as usize % self.links.siblings().len().max(1);
@@ -271,6 +296,21 @@ impl Core {
         if self.upkeep.refresh.is_none() {
             let after = self.jittered(self.config.refresh_interval);
             self.upkeep.refresh = Some(now + after);
+        }
+    }
+
+    /// Tells the application that there are suspiciously few neighbours, from time to time: the realm
+    /// is small, or those that this node has met hide the rest.
+    fn tell_lonely(&mut self, now: Time) {
+        let (due, pause) = self.upkeep.lonely.unwrap_or((now, LONELY_PAUSE.0));
+        if due <= now {
+            self.stats.lonely += 1;
+            self.event(Event::Lonely { links: self.links.len() });
+            let next = now + self.jittered(pause);
+            self.upkeep.lonely = Some((next, (pause * 2).min(LONELY_PAUSE.1)));
+            self.upkeep.by(next);
+        } else {
+            self.upkeep.by(due);
         }
     }
 

@@ -178,6 +178,10 @@ fn body(w: &mut Writer, body: &Body) {
             head(w, 7, 2);
             w.bin(topic);
         }
+        Body::Near { to } => {
+            head(w, 9, 2);
+            w.bin(to.as_bytes());
+        }
         Body::Call(call) => {
             head(w, 8, 6);
             w.uint(call.call);
@@ -229,6 +233,10 @@ fn reply(w: &mut Writer, reply: &Reply) {
         Reply::Result(result) => {
             head(w, 9, 2);
             w.bin(result);
+        }
+        Reply::Near(list) => {
+            head(w, 11, 2);
+            contacts(w, list);
         }
         Reply::Failed(failure) => {
             head(w, 10, 6);
@@ -541,6 +549,7 @@ impl Decoder<'_> {
                 };
                 (Body::Call(call), 6)
             }
+            9 => (Body::Near { to: Key::from_bytes(self.r.bin_array()?) }, 2),
             _ => return Err(DecodeError::Range(at)),
         };
         self.skip_rest(fields, known)?;
@@ -564,6 +573,7 @@ impl Decoder<'_> {
             8 => (Reply::Reached { stream: self.r.u64()?, offset: self.r.u64()? }, 3),
             9 => (Reply::Result(self.bytes(ROUTED_BYTES_MAX)?), 2),
             10 => (Reply::Failed(self.failure()?), 6),
+            11 => (Reply::Near(self.contacts()?), 2),
             _ => return Err(DecodeError::Range(at)),
         };
         self.skip_rest(fields, known)?;
@@ -724,10 +734,12 @@ mod tests {
             Body::Publish(batch(1, b"payload")),
             Body::Announce { prefix: Bytes::new(), topic: topic() },
             Body::Audit { topic: topic() },
+            Body::Near { to: contact(6).key },
             Body::Call(call),
         ];
         let replies = vec![
             Reply::Closest(vec![contact(1), contact(2)]),
+            Reply::Near(vec![contact(8)]),
             Reply::Welcome(contact(3)),
             Reply::Full(vec![]),
             Reply::Stored { copies: 9 },

@@ -100,6 +100,80 @@ fn who_claims_to_be_the_closest_does_not_win_against_the_truth() {
     assert!(right[1] >= 29, "{} of 30 over four ways", right[1]);
 }
 
+/// The result of an iterative lookup: whom it found, and how many were asked.
+fn walk(world: &mut World, from: usize, target: Key) -> (Vec<Contact>, u16) {
+    let query = QueryId(u64::from(from as u32) + 1_000_000);
+    world.command(from, Command::Walk { query, target });
+    world.run(30 * SECOND);
+    let mut done =
+        std::mem::take(&mut world.events[from]).into_iter().filter_map(|event| match event {
+            Event::WalkDone { query: of, closest, asked, .. } if of == query => {
+                Some((closest, asked))
+            }
+            _ => None,
+        });
+    let result = done.next().expect("a walk ends");
+    assert!(done.next().is_none(), "once");
+    result
+}
+
+#[test]
+fn a_walk_names_the_eight_closest_in_order() {
+    let mut world = World::of(60);
+    for number in 0..10 {
+        let target = key(&format!("key {number}"));
+        let mut all: Vec<Key> = world.live().iter().map(|n| world.node(*n).me().key).collect();
+        all.sort_by_key(|key| key.distance(&target));
+        let (closest, asked) = walk(&mut world, number * 5, target);
+        let found: Vec<Key> = closest.iter().map(|contact| contact.key).collect();
+        assert_eq!(found, all[..8], "walk {number}");
+        assert!(asked < 20, "{asked} asked");
+    }
+}
+
+#[test]
+fn a_walk_does_not_believe_in_routers_that_one_liar_has_invented() {
+    let mut world = World::of(40);
+    let liar = 7;
+    // names itself, and others that are nowhere
+    world.tamper[liar] = |message, me| {
+        if let Message::Answer(answer) = message
+            && let Reply::Near(contacts) = &mut answer.reply
+        {
+            *contacts = (0..7).map(|n| Contact::new(&realm(), id(9_000 + n), me.at)).collect();
+            contacts.push(me);
+        }
+    };
+    let target = world.node(liar).me().key;
+    let (closest, _) = walk(&mut world, 20, target);
+    assert_eq!(closest.first().map(|contact| contact.id), Some(world.ids[liar]));
+    let is_real = |contact: &Contact| world.ids.contains(&contact.id);
+    assert!(closest.iter().all(is_real), "{closest:?}");
+}
+
+#[test]
+fn a_newcomer_whose_only_neighbour_drops_says_so_and_is_saved_by_another() {
+    let mut world = World::of(40);
+    let dropper = 39;
+    world.swallow[dropper] = |message| matches!(message, Message::Answer(_));
+    world.tamper[dropper] = |message, _| {
+        if let Message::Siblings { contacts, .. } = message {
+            contacts.clear();
+        }
+    };
+    let newcomer = world.add();
+    world.run(120 * SECOND);
+    let events = std::mem::take(&mut world.events[newcomer]);
+    assert!(!events.iter().any(|event| matches!(event, Event::Joined)), "nobody has answered it");
+    let told = events.iter().filter(|event| matches!(event, Event::Lonely { links: 1 })).count();
+    assert!((2..=6).contains(&told), "told {told} times");
+    world.link(newcomer, 3);
+    world.command(newcomer, Command::Join);
+    world.run(60 * SECOND);
+    assert!(world.events[newcomer].iter().any(|event| matches!(event, Event::Joined)));
+    assert!(world.node(newcomer).neighbours().count() >= 8);
+}
+
 #[test]
 fn a_route_without_ttl_or_progress_is_refused_and_counted() {
     let mut world = World::of(20);

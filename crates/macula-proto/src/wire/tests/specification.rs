@@ -50,6 +50,8 @@ fn the_table_of_limits_matches_the_constants() {
         RECORD_VALUE_BYTES_MAX,
         ROUTES_WATCHED_MAX,
         ROUTES_PER_LINK_MAX,
+        WALK_KNOWN_MAX,
+        WALK_ASKED_MAX,
         ROUTED_BYTES_MAX,
     ]
     .into();
