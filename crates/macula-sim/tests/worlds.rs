@@ -10,7 +10,8 @@ fn simulate(text: &str, nodes: u32, seed: u64, threads: usize) -> Summary {
     run(&scenario, &options, &mut |_| {})
 }
 
-const HEAD: &str = "name = 'test'\nabout = 'test'\n[join]\nsettle = '20s'\n";
+// A node may take half a minute to notice a newcomer alone in a bucket, and some more to link with it.
+const HEAD: &str = "name = 'test'\nabout = 'test'\n[join]\nsettle = '60s'\n";
 const LOOKUPS: &str = "[[step]]\ndo = 'lookups'\nphase = 'all'\ncount = 300\nover = '5s'\n";
 
 fn expect_all_right(summary: &Summary) {
