@@ -326,12 +326,8 @@ impl Core {
         })
     }
 
-    /// The next hop towards `key`; none: this node is the closest that it knows.
-    pub(super) fn next_hop(&self, key: &Key) -> Option<LinkId> {
-        self.next_hop_avoiding(key, &[])
-    }
-
-    /// The next hop towards `key` that is none of `avoid`.
+    /// The next hop towards `key` that is none of `avoid`; none: this node is the closest that it
+    /// knows.
     pub(super) fn next_hop_avoiding(&self, key: &Key, avoid: &[EndpointId]) -> Option<LinkId> {
         let own = self.key.distance(key);
         self.links

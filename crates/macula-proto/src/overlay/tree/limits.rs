@@ -98,6 +98,8 @@ pub(super) const ROOT_IDLE: Duration = Duration::from_secs(60);
 pub(super) const ROOT_CHECK: Duration = Duration::from_secs(2);
 /// Beside twice the round-trip time, what a replica may take.
 pub(super) const HELD_SLACK: Duration = Duration::from_millis(300);
+/// Roots of one tree that a replica tells apart.
+pub(super) const ROOTS_HELD_MAX: usize = 4;
 /// A replica that did not answer is not asked again for so long.
 pub(super) const REPLICA_REST: Duration = Duration::from_secs(10);
 /// How long a root keeps a batch back that came before its predecessor.

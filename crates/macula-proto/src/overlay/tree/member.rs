@@ -14,7 +14,7 @@ use super::delivery::{Delivery, Ready, Room};
 use super::limits::*;
 use super::ring::{Entry, Place, Ring};
 use super::root::{Held, Root};
-use super::{Ask, Node};
+use super::{Ask, Node, Rootward};
 use crate::id::{EndpointId, Key, KeyKind, LinkId, SubscriptionId};
 use crate::limits::{CONTACTS_PER_MESSAGE_MAX, TTL_HOPS};
 use crate::pubsub::Topic;
@@ -266,12 +266,12 @@ impl Tree {
         let now = cx.now;
         self.avoid.retain(|(_, until)| *until > now);
         let avoid: Vec<EndpointId> = self.avoid.iter().map(|(peer, _)| *peer).collect();
-        match cx.core.next_hop_avoiding(&self.key, &avoid) {
-            Some(link) => self.ask(cx, link, false),
-            None if avoid.is_empty() || cx.core.next_hop(&self.key).is_none() => {
+        match cx.core.rootward(&self.key, &avoid) {
+            Rootward::Next(link) => self.ask(cx, link, false),
+            Rootward::Here if cx.core.rootward(&self.key, &[]) == Rootward::Here => {
                 self.become_root(cx);
             }
-            None => {
+            Rootward::Here | Rootward::Nowhere => {
                 // everybody closer has failed lately
                 self.avoid.clear();
                 self.start_over(cx);
@@ -751,11 +751,16 @@ impl Tree {
             return;
         }
         self.ring.push(Entry { at, publish, came: cx.now });
+        let room = self.ring_room(cx);
+        let age = cx.core.config.trees.ring_age_max;
+        cx.core.stats.tree_rings_full += self.ring.trim(cx.now, age, room);
+    }
+
+    /// Bytes that the ring may have.
+    pub(super) fn ring_room(&self, cx: &Context<'_>) -> usize {
         let limits = &cx.core.config.trees;
         let others = cx.node.ring_bytes.saturating_sub(self.counted.0);
-        let room =
-            limits.ring_bytes_per_topic_max.min(limits.ring_bytes_max.saturating_sub(others));
-        cx.core.stats.tree_rings_full += self.ring.trim(cx.now, limits.ring_age_max, room);
+        limits.ring_bytes_per_topic_max.min(limits.ring_bytes_max.saturating_sub(others))
     }
 
     /// The last message of the batch is the one to retain.

@@ -29,7 +29,7 @@ use self::publisher::Publisher;
 use super::api::{Event, PublishFailure};
 use super::core::{Arrival, Core, Outcome};
 use super::message::{Body, Message, Reply, StoreRefusal, TreeAct, TreeId, TreeMessage};
-use crate::id::{EndpointId, LinkId, SubscriptionId};
+use crate::id::{EndpointId, Key, KeyKind, LinkId, SubscriptionId};
 use crate::pubsub::{Pattern, Topic};
 use crate::time::Time;
 
@@ -79,6 +79,17 @@ struct Subscription {
     topics: BTreeSet<Topic>,
 }
 
+/// Where the root of a tree is to be found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rootward {
+    /// By way of this neighbour.
+    Next(LinkId),
+    /// Here.
+    Here,
+    /// Nobody is known who could know.
+    Nowhere,
+}
+
 /// How much the trees of a node take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TreeSizes {
@@ -94,6 +105,23 @@ pub struct TreeSizes {
     pub ring_bytes: usize,
     /// Retained messages, bytes.
     pub retained_bytes: usize,
+}
+
+impl Core {
+    /// Which way the root of a tree lies. A node that is not ready is no candidate: its neighbours
+    /// send nobody there, so what it gave out as root would reach hardly anybody. It turns to the
+    /// ready neighbour closest to the key, however close it is itself.
+    fn rootward(&self, key: &Key, avoid: &[EndpointId]) -> Rootward {
+        if self.upkeep.is_joined() {
+            return self.next_hop_avoiding(key, avoid).map_or(Rootward::Here, Rootward::Next);
+        }
+        self.links
+            .iter()
+            .filter(|link| link.is_ready && !avoid.contains(&link.peer.id))
+            .map(|link| (link.missed > 0, link.peer.key.distance(key), link.id))
+            .min()
+            .map_or(Rootward::Nowhere, |(_, _, link)| Rootward::Next(link))
+    }
 }
 
 impl Node {
@@ -308,7 +336,8 @@ impl Trees {
         let is_root = self.trees.get(&id).is_some_and(|tree| tree.root.is_some());
         let is_full =
             !self.trees.contains_key(&id) && self.trees.len() >= core.config.trees.trees_max;
-        if self.is_leaving || is_full || (!is_root && core.next_hop(&arrival.target).is_some()) {
+        let may_be_root = is_root || core.rootward(&arrival.target, &[]) == Rootward::Here;
+        if self.is_leaving || is_full || !may_be_root {
             core.stats.tree_publishes_refused += u64::from(is_full);
             return core.answer(now, &arrival, Reply::Refused(StoreRefusal::Busy));
         }
@@ -510,8 +539,7 @@ fn tree_of(pattern: &Pattern) -> TreeId {
     TreeId { topic: Bytes::copy_from_slice(pattern.literal_prefix().as_bytes()), is_index }
 }
 
-fn key_of(core: &Core, id: &TreeId) -> crate::id::Key {
-    use crate::id::{Key, KeyKind};
+fn key_of(core: &Core, id: &TreeId) -> Key {
     let kind = if id.is_index { KeyKind::TopicPrefix } else { KeyKind::Topic };
     Key::derive(&core.realm, kind, &id.topic)
 }

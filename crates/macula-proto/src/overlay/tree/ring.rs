@@ -19,9 +19,13 @@ pub(super) struct Entry {
 
 impl Entry {
     fn bytes(&self) -> usize {
-        // beside the body: topic, bookkeeping
-        self.publish.body.len() + self.publish.topic.len() + 256
+        cost(&self.publish)
     }
+}
+
+/// What a batch takes in a ring, bytes: beside the body topic and bookkeeping.
+pub(super) fn cost(publish: &Publish) -> usize {
+    publish.body.len() + publish.topic.len() + 256
 }
 
 /// Batches in the order in which they came.

@@ -8,10 +8,10 @@ use bytes::Bytes;
 
 use super::super::core::{Arrival, Core, Tag};
 use super::super::message::{Body, Contact, Cursor, Load, Need, Reply, StoreRefusal, TreeAct};
-use super::Ask;
 use super::limits::*;
 use super::member::{Context, Tree, is_sound};
 use super::ring::{Entry, Place, Ring};
+use super::{Ask, Rootward};
 use crate::id::{EndpointId, Key, KeyKind, LinkId};
 use crate::pubsub::{NewMessages, NewRange, Seen, Topic};
 use crate::time::Time;
@@ -66,8 +66,8 @@ pub(super) struct Held {
     pub(super) ring: Ring,
     pub(super) retained: Option<Publish>,
     pub(super) topics: BTreeMap<Bytes, Time>,
-    /// The root; none: it is gone.
-    from: Option<LinkId>,
+    /// The roots that it is held for; more than one only until these have found each other.
+    from: Vec<LinkId>,
     until: Time,
     /// When it is handed over once more, and how often it was: whoever was given it may have passed
     /// it on to a root that was dead already.
@@ -94,12 +94,12 @@ impl Root {
 }
 
 impl Held {
-    fn new(from: Option<LinkId>, now: Time) -> Self {
+    fn new(now: Time) -> Self {
         Self {
             ring: Ring::default(),
             retained: None,
             topics: BTreeMap::new(),
-            from,
+            from: Vec::new(),
             until: now + ANNOUNCED_FOR,
             again: None,
             repeats: 0,
@@ -110,6 +110,13 @@ impl Held {
         if !self.ring.contains(entry.at) {
             self.ring.push(entry);
         }
+    }
+
+    /// Forgets a root; whether it was one.
+    fn forget_root(&mut self, link: LinkId) -> bool {
+        let count = self.from.len();
+        self.from.retain(|of| *of != link);
+        self.from.len() < count
     }
 
     pub(super) fn due(&self, age: Duration) -> Time {
@@ -164,6 +171,11 @@ impl Tree {
             return cx.core.answer(cx.now, &arrival, Reply::Refused(StoreRefusal::TooLarge));
         }
         let Load::Batch(mut publish) = load else { return };
+        if publish.qos1 && self.ring_room(cx) < super::ring::cost(&publish) {
+            // it would be given out, but nobody could be given it again
+            cx.core.stats.tree_publishes_refused += 1;
+            return cx.core.answer(cx.now, &arrival, Reply::Refused(StoreRefusal::Busy));
+        }
         let Some(root) = &mut self.root else { return };
         root.used = cx.now;
         let stream = root.stream(cx.core, cx.now, &publish);
@@ -340,7 +352,7 @@ impl Tree {
             root.replica = None;
             self.replicate(cx);
         }
-        if self.held.as_ref().is_some_and(|held| held.from == Some(link)) {
+        if self.held.as_mut().is_some_and(|held| held.forget_root(link)) {
             self.step_in(cx);
         }
     }
@@ -350,7 +362,7 @@ impl Tree {
         if self.root.is_none() {
             return;
         }
-        if let Some(link) = cx.core.next_hop(&self.key) {
+        if let Rootward::Next(link) = cx.core.rootward(&self.key, &[]) {
             return self.step_down(cx, link);
         }
         let Some(root) = &mut self.root else { return };
@@ -371,7 +383,7 @@ impl Tree {
             // the publisher sends it again, to the new root
             cx.core.answer(cx.now, &arrival, Reply::Refused(StoreRefusal::Busy));
         }
-        let held = self.held.get_or_insert_with(|| Box::new(Held::new(None, cx.now)));
+        let held = self.held.get_or_insert_with(|| Box::new(Held::new(cx.now)));
         for entry in self.ring.iter() {
             held.keep(entry.clone());
         }
@@ -405,16 +417,20 @@ impl Tree {
 
     /// The root that this node stands behind is gone.
     fn step_in(&mut self, cx: &mut Context<'_>) {
-        match cx.core.next_hop(&self.key) {
-            None => self.become_root(cx),
-            Some(link) => self.step_in_at(cx, link),
+        match cx.core.rootward(&self.key, &[]) {
+            Rootward::Here => self.become_root(cx),
+            Rootward::Next(link) => self.step_in_at(cx, link),
+            Rootward::Nowhere => {
+                if let Some(held) = &mut self.held {
+                    held.again = Some(cx.now + HANDOVER_PAUSE);
+                }
+            }
         }
     }
 
     /// Hands what is held to a router that is closer.
     fn step_in_at(&mut self, cx: &mut Context<'_>, link: LinkId) {
         let Some(held) = &mut self.held else { return };
-        held.from = None;
         held.again = (held.repeats < HANDOVERS_MAX)
             .then_some(cx.now + HANDOVER_PAUSE * (1 << held.repeats.min(4)));
         held.repeats += 1;
@@ -432,13 +448,14 @@ impl Tree {
             cx.core.stats.messages_unexpected += 1;
             return;
         }
-        if peer.key.distance(&self.key) < cx.core.key.distance(&self.key) {
+        let is_closer = peer.key.distance(&self.key) < cx.core.key.distance(&self.key);
+        if is_closer || !cx.core.upkeep.is_joined() {
             return self.hold_for(cx, link, at, load);
         }
-        match cx.core.next_hop(&self.key) {
-            Some(next) if next != link => cx.send(next, TreeAct::Hold { at, load }),
-            Some(_) => {}
-            None => {
+        match cx.core.rootward(&self.key, &[]) {
+            Rootward::Next(next) if next != link => cx.send(next, TreeAct::Hold { at, load }),
+            Rootward::Next(_) | Rootward::Nowhere => {}
+            Rootward::Here => {
                 if self.root.is_none() {
                     self.become_root(cx);
                 }
@@ -474,13 +491,26 @@ impl Tree {
     }
 
     fn hold_for(&mut self, cx: &mut Context<'_>, link: LinkId, at: Cursor, load: Load) {
-        let limits = &cx.core.config.trees;
-        let others = cx.node.ring_bytes.saturating_sub(self.counted.0);
-        let others_retained = cx.node.retained_bytes.saturating_sub(self.counted.1);
         let now = cx.now;
-        let held = self.held.get_or_insert_with(|| Box::new(Held::new(Some(link), now)));
-        held.from = Some(link);
+        if let Rootward::Next(closer) = cx.core.rootward(&self.key, &[])
+            && closer != link
+        {
+            // there is a better root, which has to give this out as well
+            cx.send(closer, TreeAct::Hold { at, load: load.clone() });
+        }
+        let held = self.held.get_or_insert_with(|| Box::new(Held::new(now)));
         held.until = now + ANNOUNCED_FOR;
+        if !held.from.contains(&link) && held.from.len() < ROOTS_HELD_MAX {
+            held.from.push(link);
+            // what others have accepted may be news to this root
+            let entries = held.ring.iter().filter(|entry| entry.at.stream != at.stream);
+            let entries: Vec<Entry> = entries.cloned().collect();
+            self.hand_over(cx, link, None, Vec::new(), entries);
+        }
+        let room = self.ring_room(cx);
+        let limits = &cx.core.config.trees;
+        let others_retained = cx.node.retained_bytes.saturating_sub(self.counted.1);
+        let Some(held) = &mut self.held else { return };
         match load {
             Load::Batch(publish) => {
                 if publish.retain {
@@ -495,11 +525,10 @@ impl Tree {
                 }
                 if at.offset > 0 {
                     held.keep(Entry { at, publish, came: now });
-                    let room = limits
-                        .ring_bytes_per_topic_max
-                        .min(limits.ring_bytes_max.saturating_sub(others));
                     cx.core.stats.tree_rings_full += held.ring.trim(now, limits.ring_age_max, room);
-                    cx.send(link, TreeAct::Held { at });
+                    if held.ring.contains(at) {
+                        cx.send(link, TreeAct::Held { at });
+                    }
                 }
             }
             Load::Topic(topic) => {
@@ -529,7 +558,7 @@ impl Tree {
         let Some(root) = &mut self.root else { return };
         if root.check <= now {
             root.check = now + cx.core.jittered(ROOT_CHECK);
-            if let Some(link) = cx.core.next_hop(&self.key) {
+            if let Rootward::Next(link) = cx.core.rootward(&self.key, &[]) {
                 return self.step_down(cx, link);
             }
         }
@@ -684,12 +713,17 @@ fn choose_replica(
     key: &Key,
     resting: &[(EndpointId, Time)],
 ) -> Option<(LinkId, EndpointId)> {
-    let contacts: Vec<Contact> = core.closest_to(key, AVOID_MAX + 2);
-    contacts
-        .into_iter()
-        .filter(|contact| contact.id != core.id)
-        .filter(|contact| !resting.iter().any(|(peer, _)| *peer == contact.id))
-        .find_map(|contact| core.link_to(&contact.id).map(|link| (link, contact.id)))
+    // whoever is not ready would not step in as root itself; one that did not answer is better than
+    // nobody: what is held once only must not be accepted
+    let is_resting = |peer: &EndpointId| resting.iter().any(|(of, _)| of == peer);
+    core.links
+        .iter()
+        .map(|link| {
+            let rank = (is_resting(&link.peer.id), !link.is_ready, link.missed > 0);
+            (rank, link.peer.key.distance(key), link.id, link.peer.id)
+        })
+        .min()
+        .map(|(_, _, link, peer)| (link, peer))
 }
 
 /// The new parts of a batch.
