@@ -2,7 +2,7 @@
 //!
 //! The model knows no trees, routes or links: a message that was acknowledged reaches, once and in
 //! its publisher's order, every subscription that was there from well before until well after,
-//! unless the network was cut in between.
+//! with wildcards or without, whoever dies, unless the network was cut in between.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -254,7 +254,6 @@ impl Model {
     fn judge(mut self) -> Vec<String> {
         self.pass(WITHIN + SECOND);
         let now = self.world.now();
-        // what a pattern leads to is known again only when topics were announced again
         let is_calm = self.cuts.is_empty() && self.died_at == 0;
         let mut wrong = self.wrong;
         for (place, state) in self.subscriptions.iter().enumerate() {
@@ -274,7 +273,6 @@ impl Model {
             for (number, sent) in self.sent.iter().enumerate() {
                 let is_due = sent.accepted
                     && state.pattern.matches(&sent.topic)
-                    && (state.pattern.is_literal() || is_calm)
                     && state.from + SETTLED <= sent.at
                     && state.until.min(now) >= sent.at + WITHIN
                     && !self

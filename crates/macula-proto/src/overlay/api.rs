@@ -420,6 +420,7 @@ pub struct Stats {
     pub tree_order_given_up: u64,
     pub tree_retained_refused: u64,
     pub tree_announcements_refused: u64,
+    pub tree_topics_expired: u64,
     pub tree_subscriptions_refused: u64,
     pub tree_publishes_refused: u64,
     pub tree_handovers: u64,

@@ -6,7 +6,7 @@ use std::collections::btree_map::Entry;
 use super::limits::{ORDER_WAIT_QOS0, ORDER_WAIT_QOS1};
 use crate::id::EndpointId;
 use crate::time::Time;
-use crate::wire::batch;
+use crate::wire::batch::{self, BatchBuilder, BatchIter};
 use crate::wire::message::Publish;
 
 /// Streams of one publisher on one topic that are told apart.
@@ -120,6 +120,12 @@ impl Delivery {
         true
     }
 
+    /// The part of a batch that was delivered before.
+    pub(super) fn delivered_of(&self, publish: &Publish) -> Option<Publish> {
+        let stream = self.streams.get(&(publish.publisher, publish.epoch))?;
+        before(publish.clone(), stream.next)
+    }
+
     /// Gives up waiting where it is time.
     pub(super) fn tick(&mut self, now: Time, out: &mut Vec<Ready>) {
         for stream in self.streams.values_mut() {
@@ -214,6 +220,20 @@ pub(super) fn after(mut publish: Publish, from: u64) -> Option<Publish> {
     publish.body = body;
     publish.start = false;
     Some(publish)
+}
+
+/// The messages of a batch before sequence `end`.
+fn before(mut publish: Publish, end: u64) -> Option<Publish> {
+    let keep = u32::try_from(end.saturating_sub(publish.first)).unwrap_or(u32::MAX);
+    if keep >= publish.count {
+        return Some(publish);
+    }
+    let mut builder = BatchBuilder::new();
+    let payloads = BatchIter::new(publish.count, publish.body.clone());
+    payloads.take(keep as usize).for_each(|payload| builder.push_bytes(payload));
+    (publish.count, publish.body) = builder.finish();
+    publish.retain = false;
+    (publish.count > 0).then_some(publish)
 }
 
 fn cost(publish: &Publish) -> usize {

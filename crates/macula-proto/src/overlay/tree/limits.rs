@@ -112,6 +112,20 @@ pub(super) const ORDER_WAIT_QOS0: Duration = Duration::from_millis(250);
 pub(super) const ORDER_WAIT_QOS1: Duration = Duration::from_secs(4);
 /// Between two announcements of a topic, with jitter; between two of a retained message to the replica.
 pub(super) const ANNOUNCE: Duration = Duration::from_secs(60);
+/// The same while the topic carries something: an index that has lost it knows it again while the
+/// ring still holds what was accepted meanwhile.
+pub(super) const ANNOUNCE_ACTIVE: Duration = Duration::from_secs(10);
+/// Before an announcement that nobody has answered is made again, with jitter.
+pub(super) const ANNOUNCE_AGAIN: Duration = Duration::from_secs(2);
+/// An index passes on that a known topic still lives when its members have not heard so for this
+/// long.
+pub(super) const ANNOUNCED_AGAIN: Duration = Duration::from_secs(30);
+/// A topic that a pattern finds later than this after it was subscribed is joined with all that is
+/// kept of it.
+pub(super) const FOUND_LATE: Duration = Duration::from_secs(3);
+/// A topic that is not announced any more is left when it has been quiet for so long: nothing that
+/// was delivered can come again when it is found once more.
+pub(super) const FOUND_QUIET: Duration = Duration::from_secs(60);
 /// An announcement holds for so long.
 pub(super) const ANNOUNCED_FOR: Duration = Duration::from_secs(150);
 /// First pause between two audits of a parent; it doubles as long as all is well.

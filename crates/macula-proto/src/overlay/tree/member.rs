@@ -57,13 +57,15 @@ pub(super) struct Tree {
     pub(super) retained: Option<Publish>,
     /// Of an index: the topics that live, and until when.
     pub(super) topics: BTreeMap<Bytes, Time>,
+    /// When to look whether one of these lives no more.
+    expiry: Option<Time>,
     local: Option<Box<Local>>,
     pub(super) root: Option<Box<Root>>,
     pub(super) held: Option<Box<Held>>,
     /// When all children were sent something last.
     sent: Time,
     /// When something was carried, or a relation began.
-    active: Time,
+    pub(super) active: Time,
     gap: Option<Gap>,
     /// Something is missing because a child lacks it that came later than it should know.
     is_lowered: bool,
@@ -89,6 +91,8 @@ struct Parent {
     link: Option<LinkId>,
     is_joined: bool,
     is_redirected: bool,
+    /// It was asked for what this node lacks.
+    asked_repair: bool,
     since: Time,
     heard: Time,
     /// When it carried something last, or became the parent: it beats fast for a while then.
@@ -148,6 +152,7 @@ impl Tree {
             ring: Ring::default(),
             retained: None,
             topics: BTreeMap::new(),
+            expiry: None,
             local: None,
             root: None,
             held: None,
@@ -207,8 +212,7 @@ impl Tree {
         qos1: bool,
         from_start: bool,
     ) {
-        let was_wanted = self.is_wanted();
-        self.from_start |= from_start && !was_wanted;
+        self.from_start |= from_start && self.place.stream == 0;
         let local = self.local.get_or_insert_default();
         if local.subscriptions.insert(subscription, qos1).is_none()
             && let Some(retained) = self.retained.clone()
@@ -228,9 +232,33 @@ impl Tree {
                 self.check_gap(cx);
             }
             let entries: Vec<Entry> = self.ring.iter().cloned().collect();
-            entries.into_iter().for_each(|entry| self.deliver(cx, entry.publish, true));
+            for entry in entries {
+                self.tell_again(cx, subscription, &entry.publish);
+                self.deliver(cx, entry.publish, true);
+            }
         }
         self.want(cx);
+    }
+
+    /// Hands a new subscription what others here have been given already.
+    fn tell_again(
+        &mut self,
+        cx: &mut Context<'_>,
+        subscription: SubscriptionId,
+        publish: &Publish,
+    ) {
+        let Some(local) = &self.local else { return };
+        if local.subscriptions.len() > 1
+            && let Some(publish) = local.delivery.delivered_of(publish)
+        {
+            let subscriptions = vec![subscription];
+            cx.core.event(Event::Deliver { subscriptions, publish, replay: true });
+        }
+    }
+
+    /// Whether it has carried nothing for so long that nothing is left of it in any ring.
+    pub(super) fn is_quiet(&self, now: Time) -> bool {
+        now.saturating_since(self.active) >= FOUND_QUIET
     }
 
     pub(super) fn unsubscribe(&mut self, subscription: SubscriptionId) {
@@ -294,6 +322,7 @@ impl Tree {
             link: Some(link),
             is_joined: false,
             is_redirected,
+            asked_repair: false,
             since: cx.now,
             heard: cx.now,
             carried: cx.now,
@@ -312,6 +341,9 @@ impl Tree {
             at if wants_repair => at,
             _ => Cursor::default(),
         };
+        if let Some(parent) = self.parent.as_mut().filter(|parent| !parent.is_joined) {
+            parent.asked_repair = have.stream != 0;
+        }
         cx.send(link, TreeAct::Join { hops: self.hops, have, redirected });
     }
 
@@ -389,6 +421,7 @@ impl Tree {
             link: None,
             is_joined: false,
             is_redirected: true,
+            asked_repair: false,
             since: cx.now,
             heard: cx.now,
             carried: cx.now,
@@ -440,6 +473,7 @@ impl Tree {
         let Some(parent) = &mut self.parent else { return };
         parent.heard = now;
         let is_new = !std::mem::replace(&mut parent.is_joined, true);
+        let asked_repair = parent.asked_repair;
         if is_new {
             parent.since = now;
             parent.carried = now;
@@ -450,11 +484,18 @@ impl Tree {
             self.audit_pause = AUDIT;
             self.audit = Some(now + cx.core.jittered(AUDIT));
         }
-        if at.stream != 0 && at.stream != self.place.stream {
+        // what this node did not ask for may still be had, when a child comes that lacks it
+        let is_skipped = is_new && !asked_repair && self.place.at().offset < at.offset;
+        if at.stream != 0 && (at.stream != self.place.stream || is_skipped) {
             self.place = Place::begin(at.stream, at.offset);
         }
-        self.from_start = false;
+        let from_start = std::mem::take(&mut self.from_start);
         self.settle(cx, at, is_new);
+        if from_start {
+            // nobody may have known when this node asked
+            self.lower(0);
+            self.check_gap(cx);
+        }
         self.set_depth(cx, depth);
         if is_new && self.is_attached() {
             let waiting: Vec<LinkId> = self
@@ -817,8 +858,11 @@ impl Tree {
     ) {
         let until = cx.now + ANNOUNCED_FOR;
         if let Some(known) = self.topics.get_mut(&topic) {
-            *known = until;
-            if at.offset == 0 {
+            let is_news = *known + ANNOUNCED_AGAIN <= until;
+            if is_news {
+                *known = until;
+            }
+            if at.offset == 0 && !is_news {
                 return;
             }
         } else {
@@ -827,6 +871,7 @@ impl Tree {
                 return;
             }
             self.topics.insert(topic.clone(), until);
+            self.expiry.get_or_insert(until);
             if self.local.is_some()
                 && let Ok(topic) = Topic::from_bytes(&topic)
             {
@@ -834,6 +879,29 @@ impl Tree {
             }
         }
         self.send_all(cx, &TreeAct::Data { at, replay, load: Load::Topic(topic) });
+    }
+
+    /// Forgets topics that have not been announced for long.
+    fn expire_topics(&mut self, cx: &mut Context<'_>) {
+        let now = cx.now;
+        let node = &mut cx.node;
+        let has_local = self.local.is_some();
+        self.topics.retain(|topic, until| {
+            if *until <= now
+                && has_local
+                && let Ok(name) = Topic::from_bytes(topic)
+            {
+                node.expired.push((cx.id.topic.clone(), name));
+            }
+            *until > now
+        });
+        self.expiry = self.topics.values().min().copied();
+    }
+
+    /// A topic that was about to be forgotten still carries something.
+    pub(super) fn still_lives(&mut self, cx: &mut Context<'_>, topic: &Bytes) {
+        self.topics.entry(topic.clone()).or_insert(cx.now + FOUND_QUIET);
+        self.expiry = self.topics.values().min().copied();
     }
 
     fn beaten(&mut self, cx: &mut Context<'_>, at: Cursor, depth: u8) {
@@ -987,6 +1055,7 @@ impl Tree {
             self.children.values().for_each(|child| at(child.refreshed + CHILD_TIMEOUT));
         }
         self.ring.due(core.config.trees.ring_age_max).into_iter().for_each(&mut at);
+        self.expiry.into_iter().for_each(&mut at);
         self.idle.iter().for_each(|since| at(*since + LINGER));
         if let Some(local) = &self.local {
             local.delivery.due().into_iter().for_each(&mut at);
@@ -1008,6 +1077,9 @@ impl Tree {
             let mut ready = Vec::new();
             local.delivery.tick(now, &mut ready);
             local.hand_over(cx, ready);
+        }
+        if self.expiry.is_some_and(|expiry| expiry <= now) {
+            self.expire_topics(cx);
         }
         self.root_tick(cx);
         self.held_tick(cx);
@@ -1107,6 +1179,7 @@ impl Tree {
             self.place = Place::default();
             self.retained = None;
             self.topics.clear();
+            self.expiry = None;
             if let Some(held) = &mut self.held {
                 // the ring may still be wanted
                 self.ring.take().into_iter().for_each(|entry| held.keep(entry));

@@ -59,13 +59,15 @@ pub(super) struct Node {
     next_ask: u64,
     /// Topics that an index has brought up, and whether they have just begun.
     found: Vec<(Topic, bool)>,
+    /// Topics that an index has not heard of for long, and its prefix.
+    expired: Vec<(Bytes, Topic)>,
 }
 
 /// A request that is under way.
 #[derive(Debug)]
 enum Ask {
     Publish { topic: Topic, first: u64 },
-    Announce,
+    Announce(TreeId),
     Audit(TreeId),
     Closer(TreeId),
 }
@@ -75,6 +77,7 @@ enum Ask {
 struct Subscription {
     pattern: Pattern,
     qos1: bool,
+    since: Time,
     /// With wildcards: the topics found.
     topics: BTreeSet<Topic>,
 }
@@ -185,7 +188,7 @@ impl Trees {
         }
         let id = tree_of(&pattern);
         let is_index = id.is_index;
-        let entry = Subscription { pattern, qos1, topics: BTreeSet::new() };
+        let entry = Subscription { pattern, qos1, since: now, topics: BTreeSet::new() };
         self.subscriptions.insert(subscription, entry);
         self.with(core, now, &id, true, |tree, cx| tree.subscribe(cx, subscription, qos1, false));
         if is_index {
@@ -376,7 +379,14 @@ impl Trees {
                     self.with(core, now, &id, false, |tree, cx| tree.found_closer(cx, contacts));
                 }
             }
-            Some(Ask::Announce) | None => {}
+            Some(Ask::Announce(id)) => {
+                let is_lost =
+                    matches!(outcome.reply, None | Some(Reply::Refused(StoreRefusal::Busy)));
+                if is_lost {
+                    self.with(core, now, &id, false, |tree, cx| tree.announce_again(cx));
+                }
+            }
+            None => {}
         }
     }
 
@@ -479,13 +489,38 @@ impl Trees {
                     continue;
                 }
                 entry.topics.insert(topic.clone());
-                wanted.push((*subscription, entry.qos1));
+                let is_late = entry.qos1 && now.saturating_since(entry.since) >= limits::FOUND_LATE;
+                wanted.push((*subscription, entry.qos1, is_new || is_late));
             }
             let id = tree_of(&Pattern::from(topic));
-            for (subscription, qos1) in wanted {
+            for (subscription, qos1, from_start) in wanted {
                 self.with(core, now, &id, true, |tree, cx| {
-                    tree.subscribe(cx, subscription, qos1, is_new);
+                    tree.subscribe(cx, subscription, qos1, from_start);
                 });
+            }
+        }
+        self.leave_expired(core, now);
+    }
+
+    /// Leaves topics that an index does not name any more.
+    fn leave_expired(&mut self, core: &mut Core, now: Time) {
+        while let Some((prefix, topic)) = self.node.expired.pop() {
+            let index = TreeId { topic: prefix, is_index: true };
+            let id = tree_of(&Pattern::from(topic.clone()));
+            if self.trees.get(&id).is_some_and(|tree| !tree.is_quiet(now)) {
+                // the index may be the one that is out of order
+                self.with(core, now, &index, false, |tree, cx| tree.still_lives(cx, &id.topic));
+                continue;
+            }
+            let mut gone = Vec::new();
+            for (subscription, entry) in &mut self.subscriptions {
+                if tree_of(&entry.pattern) == index && entry.topics.remove(&topic) {
+                    gone.push(*subscription);
+                }
+            }
+            core.stats.tree_topics_expired += u64::from(!gone.is_empty());
+            for subscription in gone {
+                self.with(core, now, &id, false, |tree, _| tree.unsubscribe(subscription));
             }
         }
     }

@@ -245,7 +245,9 @@ impl Tree {
         if let Some(root) = &mut self.root
             && last.is_some()
         {
-            root.announce.get_or_insert(cx.now);
+            let soon = cx.now + ANNOUNCE_ACTIVE;
+            root.announce = Some(root.announce.map_or(cx.now, |due| due.min(soon)));
+            self.active = cx.now;
         }
         last
     }
@@ -268,7 +270,8 @@ impl Tree {
             root.used = cx.now;
         }
         if is_known {
-            self.topics.insert(topic, cx.now + ANNOUNCED_FOR);
+            let at = Cursor { stream: self.place.stream, offset: 0 };
+            self.topic_came(cx, at, topic, true);
         } else {
             let at = Cursor { stream: self.place.stream, offset: self.place.at().offset + 1 };
             self.place.accept(at.offset);
@@ -568,9 +571,6 @@ impl Tree {
             let tag = Tag::Tree(cx.node.ask(Ask::Closer(cx.id.clone())));
             cx.core.request(now, self.key, body, SEARCH_PATHS, tag);
         }
-        if cx.id.is_index {
-            self.topics.retain(|_, until| *until > now);
-        }
         self.release_early(cx);
         let Some(root) = &mut self.root else { return };
         if let Some(replica) = &root.replica
@@ -637,6 +637,14 @@ impl Tree {
         }
     }
 
+    /// An index has not answered.
+    pub(super) fn announce_again(&mut self, cx: &mut Context<'_>) {
+        let due = cx.now + cx.core.jittered(ANNOUNCE_AGAIN);
+        if let Some(announce) = self.root.as_mut().and_then(|root| root.announce.as_mut()) {
+            *announce = due.min(*announce);
+        }
+    }
+
     /// Tells the indices of all prefixes that the topic lives.
     fn announce(&mut self, cx: &mut Context<'_>) {
         let Some(root) = &mut self.root else { return };
@@ -650,7 +658,11 @@ impl Tree {
             root.announce = None;
             return;
         }
-        root.announce = Some(cx.now + cx.core.jittered(ANNOUNCE));
+        let pause = match self.ring.is_empty() {
+            true => ANNOUNCE,
+            false => ANNOUNCE_ACTIVE,
+        };
+        root.announce = Some(cx.now + cx.core.jittered(pause));
         if let (Some(retained), Some(replica)) = (self.retained.clone(), &root.replica) {
             let at = Cursor { stream: self.place.stream, offset: 0 };
             let link = replica.link;
@@ -662,7 +674,7 @@ impl Tree {
         for end in ends {
             let prefix = topic.slice(..end);
             let key = Key::derive(&cx.core.realm, KeyKind::TopicPrefix, &prefix);
-            let tag = Tag::Tree(cx.node.ask(Ask::Announce));
+            let tag = Tag::Tree(cx.node.ask(Ask::Announce(cx.id.clone())));
             let body = Body::Announce { prefix, topic: topic.clone() };
             cx.core.request(cx.now, key, body, 1, tag);
         }
