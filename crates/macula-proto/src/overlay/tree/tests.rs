@@ -390,12 +390,31 @@ impl World {
         (0..self.nodes.len()).filter(has).collect()
     }
 
+    fn node_key(&self, node: usize) -> Key {
+        Key::derive(&self.realm, KeyKind::Node, self.nodes[node].id.as_bytes())
+    }
+
     /// The router closest to a topic's key.
     fn closest(&self, name: &str) -> usize {
         let key = Key::derive(&self.realm, KeyKind::Topic, name.as_bytes());
-        let node_key =
-            |node: usize| Key::derive(&self.realm, KeyKind::Node, self.nodes[node].id.as_bytes());
-        self.alive().into_iter().min_by_key(|node| node_key(*node).distance(&key)).unwrap()
+        self.alive().into_iter().min_by_key(|node| self.node_key(*node).distance(&key)).unwrap()
+    }
+
+    /// A world of `count` nodes in which one is still joining, and closer to a topic's key than all.
+    fn with_newcomer(count: usize, seed: u64, name: &str) -> (Self, usize) {
+        let mut world = Self::new(count, seed);
+        loop {
+            let newcomer = world.add();
+            let is_joining = world.nodes[newcomer].overlay.is_some() && !world.is_joined(newcomer);
+            if is_joining && world.closest(name) == newcomer {
+                return (world, newcomer);
+            }
+            world.run(seconds(5));
+        }
+    }
+
+    fn is_joined(&self, node: usize) -> bool {
+        self.nodes[node].events.iter().any(|(_, event)| matches!(event, Event::Joined))
     }
 
     fn check_children_cap(&self) {
@@ -644,6 +663,63 @@ fn wildcards_find_old_and_new_topics() {
 }
 
 #[test]
+fn a_pattern_gets_what_was_accepted_while_its_index_was_lost() {
+    for seed in 40..50 {
+        let mut world = World::new(40, seed);
+        let root = world.closest("site.a");
+        let key = Key::derive(&world.realm, KeyKind::TopicPrefix, b"site");
+        let mut order: Vec<usize> = world.alive();
+        order.sort_by_key(|node| world.node_key(*node).distance(&key));
+        // three at once: the index, whoever holds it too, and one more
+        let dying: Vec<usize> =
+            order.iter().copied().filter(|node| *node != root).take(3).collect();
+        let others: Vec<usize> =
+            order.into_iter().filter(|node| !dying.contains(node) && *node != root).collect();
+        let (early, publisher, late) = (others[0], others[1], others[2]);
+        world.subscribe(early, 1, "site.**");
+        world.run(seconds(5));
+        dying.iter().for_each(|node| world.kill(*node));
+        world.publish(publisher, "site.a", "lost index", true, false);
+        world.run(seconds(1));
+        world.publish(publisher, "site.a", "still", true, false);
+        world.run(seconds(28));
+        assert!(world.published(publisher).iter().all(|(_, result)| result.is_ok()));
+        assert_eq!(world.got(early, 1), ["lost index", "still"], "seed {seed}");
+        // the second one of a node gets what the first has had
+        world.subscribe(late, 1, "site.a");
+        world.subscribe(late, 2, "**");
+        world.run(seconds(5));
+        world.publish(publisher, "site.a", "next", true, false);
+        world.run(seconds(5));
+        assert_eq!(world.got(late, 1), ["next"], "seed {seed}");
+        assert_eq!(world.got(late, 2), ["next"], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_topic_that_lives_no_more_is_left_and_found_again() {
+    let mut world = World::new(20, 51);
+    world.subscribe(3, 1, "site.**");
+    world.run(seconds(5));
+    world.publish(4, "site.a", "one", true, false);
+    world.run(seconds(5));
+    assert!(world.tree(3, "site.a").is_some());
+    world.run(seconds(600));
+    assert!(world.stat(|stats| stats.tree_topics_expired) > 0);
+    assert!(world.tree(3, "site.a").is_none());
+    world.publish(4, "site.a", "two", true, false);
+    world.run(seconds(10));
+    assert_eq!(world.got(3, 1), ["one", "two"]);
+    // while it carries something it stays, announced or not
+    for n in 0..40 {
+        world.publish(4, "site.a", &n.to_string(), true, false);
+        world.run(seconds(20));
+    }
+    assert_eq!(world.got(3, 1).len(), 42);
+    assert_eq!(world.stat(|stats| stats.tree_topics_expired), 1);
+}
+
+#[test]
 fn halves_of_a_parted_world_become_one_again() {
     for seed in 10..13 {
         let mut world = World::new(40, seed);
@@ -781,6 +857,23 @@ fn a_publisher_without_a_root_learns_so_and_is_bounded() {
     assert!(world.published(publisher).iter().filter(|outcome| blocked(outcome)).count() > 100);
     world.run(seconds(300));
     assert_eq!(world.published(publisher).len(), 200, "each has ended");
+}
+
+#[test]
+fn a_router_that_is_still_joining_is_no_root() {
+    let (mut world, newcomer) = World::with_newcomer(20, 52, "a.b");
+    let other = (newcomer + 1) % 20;
+    world.subscribe(newcomer, 1, "a.b");
+    world.subscribe(other, 1, "a.b");
+    while !world.is_joined(newcomer) {
+        assert!(!world.roots("a.b").contains(&newcomer));
+        world.run(millis(10));
+    }
+    world.run(seconds(5));
+    assert_eq!(world.roots("a.b"), [newcomer]);
+    publish_while(&mut world, 2, 20, |_| {});
+    world.run(seconds(5));
+    check_all_got(&world, &[newcomer, other], 2, 20);
 }
 
 /// Who should have received what, over random commands and deaths.
