@@ -670,21 +670,32 @@ fn a_pattern_gets_what_was_accepted_while_its_index_was_lost() {
         let key = Key::derive(&world.realm, KeyKind::TopicPrefix, b"site");
         let mut order: Vec<usize> = world.alive();
         order.sort_by_key(|node| world.node_key(*node).distance(&key));
-        // three at once: the index, whoever holds it too, and one more
+        // at once the index, whoever holds it too, and all that may have done so before
         let dying: Vec<usize> =
-            order.iter().copied().filter(|node| *node != root).take(3).collect();
+            order.iter().copied().filter(|node| *node != root).take(8).collect();
         let others: Vec<usize> =
             order.into_iter().filter(|node| !dying.contains(node) && *node != root).collect();
-        let (early, publisher, late) = (others[0], others[1], others[2]);
+        let (early, publisher, late, unlucky) = (others[0], others[1], others[2], others[3]);
         world.subscribe(early, 1, "site.**");
         world.run(seconds(5));
+        world.publish(publisher, "site.b", "known", true, false);
+        world.run(seconds(5));
+        assert_eq!(world.got(early, 1), ["known"], "seed {seed}");
         dying.iter().for_each(|node| world.kill(*node));
         world.publish(publisher, "site.a", "lost index", true, false);
-        world.run(seconds(1));
+        world.subscribe(unlucky, 1, "*.b");
+        world.subscribe(unlucky, 3, "site.*");
+        world.run(seconds(4));
         world.publish(publisher, "site.a", "still", true, false);
+        world.publish(publisher, "site.b", "settled", true, false);
         world.run(seconds(28));
         assert!(world.published(publisher).iter().all(|(_, result)| result.is_ok()));
-        assert_eq!(world.got(early, 1), ["lost index", "still"], "seed {seed}");
+        let got = world.got(early, 1);
+        assert_eq!(got.len(), 4, "seed {seed}: {got:?}");
+        for number in [1, 3] {
+            let got = world.got(unlucky, number);
+            assert!(got.iter().any(|one| one == "settled"), "seed {seed}, {number}: {got:?}");
+        }
         // the second one of a node gets what the first has had
         world.subscribe(late, 1, "site.a");
         world.subscribe(late, 2, "**");
