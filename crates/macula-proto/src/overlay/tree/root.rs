@@ -595,12 +595,14 @@ impl Tree {
     }
 
     /// The routers closest to the key, as the overlay knows them. If this node has missed that one
-    /// came who is closer, a link there lets [`ROOT_CHECK`] find it.
+    /// came who is closer, a link there lets [`ROOT_CHECK`] find it. If it is the closest itself, the
+    /// next one may have missed that, and hold itself for the root.
     pub(super) fn found_closer(&self, cx: &mut Context<'_>, contacts: &[Contact]) {
-        let own = cx.core.key.distance(&self.key);
-        let closer = |contact: &&Contact| contact.key.distance(&self.key) < own;
+        let others = contacts.iter().filter(|contact| contact.id != cx.core.id);
+        let closest = others.min_by_key(|contact| contact.key.distance(&self.key));
         if self.root.is_some()
-            && let Some(contact) = contacts.iter().find(closer)
+            && let Some(contact) = closest
+            && cx.core.link_to(&contact.id).is_none()
         {
             cx.core.connect(cx.now, &contact.id, Need::Traffic);
         }
