@@ -1,0 +1,17 @@
+//! A TURN server (RFC 8656) without I/O.
+//!
+//! [`Server`] keeps the allocations; [`credentials`] says who may have one, [`PeerPolicy`] whom a
+//! relay may reach, [`Limits`] how much. Relays are UDP; clients come by UDP, TCP or TLS.
+
+mod api;
+pub mod credentials;
+mod nonce;
+mod policy;
+mod server;
+#[cfg(test)]
+mod tests;
+
+pub use api::{Client, Limits, ListenerId, Now, Output, Port, RelayId, ServerConfig, Stats};
+pub use credentials::{Credentials, Issuer};
+pub use policy::{Forbidden, PeerPolicy};
+pub use server::Server;
