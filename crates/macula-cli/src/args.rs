@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Measure the round trip to a gateway or a peer
     Ping(PingArgs),
+    /// Print credentials of a gateway's TURN server, for any TURN client
+    TurnCredentials(TurnCredentialsArgs),
     /// Guarded realms: root keys, issuer tokens, grants, revocations
     #[command(subcommand)]
     Realm(RealmCommand),
@@ -172,6 +174,13 @@ pub(crate) struct GatewayArgs {
     /// Key file, created when it does not exist (default: gateway.key in the Macula directory)
     #[arg(short, long, env = "MACULA_KEY", value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
+    /// Run no STUN and TURN server
+    #[arg(long)]
+    pub(crate) no_turn: bool,
+    /// Address of the STUN and TURN server, UDP and TCP; port 0 takes a free one (default: the
+    /// gateway's IP address, port 3478)
+    #[arg(long, env = "MACULA_TURN_LISTEN", value_name = "ADDR:PORT", conflicts_with = "no_turn")]
+    pub(crate) turn_listen: Option<std::net::SocketAddr>,
     /// Print the commented default configuration and exit
     #[arg(long)]
     pub(crate) print_config: bool,
@@ -345,6 +354,17 @@ pub(crate) struct StatusArgs {
     /// Give up after this
     #[arg(short, long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TurnCredentialsArgs {
+    #[command(flatten)]
+    pub(crate) gateway: GatewayArg,
+    #[command(flatten)]
+    pub(crate) realm: RealmArg,
+    /// Print one JSON object, as WebRTC takes it
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

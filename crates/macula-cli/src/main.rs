@@ -32,7 +32,9 @@ use failure::{Exit, Failure};
 /// When a command has ended, what still runs is given so long.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(100);
 /// What a gateway logs unless told otherwise.
-const DEFAULT_GATEWAY_LOG: &str = "warn";
+///
+/// The STUN parser would warn of every malformed packet that anybody sends.
+const DEFAULT_GATEWAY_LOG: &str = "warn,stun_types=off";
 /// What other commands log: they say what happens in their own words.
 const DEFAULT_LOG: &str = "off";
 
@@ -85,6 +87,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(args) => cmd::serve::run(args).await,
         Command::Status(args) => cmd::status::run(args).await,
         Command::Ping(args) => cmd::ping::run(args).await,
+        Command::TurnCredentials(args) => cmd::turn::run(args).await,
         Command::Realm(command) => cmd::realm::run(command).await,
         Command::Keygen(args) => cmd::keygen::run(&args),
         Command::Bench(command) => bench::run(command).await,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use macula::GuardedRealm;
 
 use crate::human;
+use crate::turn::TurnConfig;
 
 /// The UDP port that gateways listen on unless told otherwise.
 pub const DEFAULT_PORT: u16 = 4433;
@@ -45,6 +46,8 @@ pub struct GatewayConfig {
     pub limits: Limits,
     /// What one peer and one realm may take, and all together.
     pub quotas: Quotas,
+    /// The STUN and TURN server.
+    pub turn: TurnConfig,
     /// What happens on SIGTERM.
     pub drain: Drain,
 }
@@ -185,6 +188,7 @@ impl Default for GatewayConfig {
             revocations: None,
             limits: Limits::default(),
             quotas: Quotas::default(),
+            turn: TurnConfig::default(),
             drain: Drain::default(),
         }
     }
@@ -360,6 +364,7 @@ impl GatewayConfig {
         ] {
             check_count(field, value, min, max)?;
         }
+        self.turn.check()?;
         let drain = &self.drain;
         check_span("drain.reconnect_window", drain.reconnect_window, Duration::ZERO, minutes)?;
         check_span("drain.timeout", drain.timeout, Duration::from_millis(100), minutes)?;
@@ -419,7 +424,7 @@ pub fn check_realm_name(name: &str) -> Result<(), ConfigError> {
 /// Length of a realm's name, bytes (docs/protocol §2).
 const REALM_NAME_BYTES_MAX: usize = 128;
 
-fn check_count(
+pub(crate) fn check_count(
     field: &'static str,
     value: usize,
     min: usize,
@@ -431,7 +436,7 @@ fn check_count(
     Err(ConfigError::Range { field, value: value.to_string(), range: format!("{min} to {max}") })
 }
 
-fn check_size(
+pub(crate) fn check_size(
     field: &'static str,
     value: usize,
     min: usize,
@@ -444,7 +449,7 @@ fn check_size(
     Err(ConfigError::Range { field, value: human::format_size(value), range })
 }
 
-fn check_span(
+pub(crate) fn check_span(
     field: &'static str,
     value: Duration,
     min: Duration,

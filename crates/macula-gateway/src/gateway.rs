@@ -13,6 +13,7 @@ use macula::{
 use crate::config::{ConfigError, GatewayConfig};
 use crate::home;
 use crate::signal::StopSignal;
+use crate::turn::{Turn, TurnError};
 
 /// Name of the gateway's key file in the Macula directory.
 const KEY_FILE_NAME: &str = "gateway.key";
@@ -53,6 +54,9 @@ pub enum GatewayError {
     /// The key file cannot be used.
     #[error(transparent)]
     Key(#[from] KeyFileError),
+    /// The STUN and TURN server cannot listen where it was told to.
+    #[error(transparent)]
+    Turn(#[from] TurnError),
     /// Anything else that the library says.
     #[error(transparent)]
     Start(StartError),
@@ -76,6 +80,7 @@ impl GatewayError {
                 "correct the file, restore it from a backup, or remove it to get a new identity \
                  (peers that pinned the old one will refuse the gateway)"
             }
+            Self::Turn(_) => "choose another address with `turn.listen`, or start with --no-turn",
             Self::Start(_) => "--log debug tells more",
         }
     }
@@ -85,6 +90,7 @@ impl GatewayError {
 #[derive(Debug)]
 pub struct Gateway {
     router: Router,
+    turn: Option<Turn>,
     config: GatewayConfig,
     key_path: PathBuf,
 }
@@ -104,6 +110,8 @@ impl Gateway {
         let key_path = key_path(config.key.as_deref())?;
         let key = macula::load_or_create_key(&key_path)?;
         let listen = usable_address(config.listen)?;
+        let turn = Turn::start(&config.turn, listen)?;
+        let extension = turn.as_ref().map(Turn::extension);
         let agent = concat!("macula-gateway/", env!("CARGO_PKG_VERSION"));
         let mut builder = Router::builder().listen(listen).key(key).agent(agent);
         if config.realms.is_empty() {
@@ -118,10 +126,11 @@ impl Gateway {
         builder = builder.revocations_dir(revocations_dir(&config, &key_path));
         let builder = builder
             .limits(|core| set_limits(core, &config))
+            .limits(|core| core.extension = extension)
             .handshake_timeout(config.limits.handshake_timeout)
             .handshakes(|handshakes| set_handshakes(handshakes, &config));
         let router = builder.start().await.map_err(GatewayError::Start)?;
-        Ok(Self { router, config, key_path })
+        Ok(Self { router, turn, config, key_path })
     }
 
     /// The gateway's id, which peers pin.
@@ -132,6 +141,11 @@ impl Gateway {
     /// Where it listens: the real port, also when port 0 was asked for.
     pub fn local_addr(&self) -> SocketAddr {
         self.router.local_addr()
+    }
+
+    /// The STUN and TURN server, if it runs.
+    pub fn turn(&self) -> Option<&Turn> {
+        self.turn.as_ref()
     }
 
     /// Addresses that peers can dial: the one listened at, or, when that is "all", loopback and

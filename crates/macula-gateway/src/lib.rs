@@ -13,6 +13,7 @@ pub mod gateway;
 pub mod home;
 pub mod human;
 pub mod signal;
+pub mod turn;
 
 pub use config::GatewayConfig;
 pub use gateway::{End, Gateway, GatewayError, Told};

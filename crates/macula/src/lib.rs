@@ -65,6 +65,7 @@
 //! | be in several realms with one link | [`Node::realm`] |
 //! | take part in a guarded realm | [`NodeBuilder::grant_file`], [`Node::renew`] |
 //! | keep an identity, and pins of gateways | [`NodeBuilder::key_file`], [`NodeBuilder::known_gateways`] |
+//! | be relayed by the gateway's TURN server | [`Node::turn_credentials`] |
 //! | hear of lost connections and messages | [`Node::events`] |
 //!
 //! # Rules
@@ -102,6 +103,7 @@ mod streaming;
 mod subscription;
 #[cfg(test)]
 mod test_dir;
+mod turn;
 mod visitor;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -132,6 +134,7 @@ pub use crate::serve::{Refusal, Request, Service, ServiceBuilder};
 pub use crate::status::{RealmStatus, Status};
 pub use crate::streaming::{CallResult, CallStream, ITEM_BYTES_MAX, ItemReceiver, ItemSender};
 pub use crate::subscription::{Batch, Message, Subscription, SubscriptionBuilder};
+pub use crate::turn::{NatServices, TurnCredentials};
 pub use crate::visitor::Visitor;
 
 /// The README's program, compiled.

@@ -23,6 +23,7 @@ use crate::shared::{CloseCommand, Command, Owner};
 use crate::status::Status;
 use crate::streaming::{CallStream, ItemReceiver, ItemSender};
 use crate::subscription::{Subscription, SubscriptionBuilder};
+use crate::turn::{NatServices, TurnCredentials};
 
 /// What [`Node::close`] gives to what has begun.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -266,6 +267,33 @@ impl Node {
         let start = Instant::now();
         call.send().await?;
         Ok(start.elapsed())
+    }
+
+    /// Credentials of the gateway's TURN server, for this and any other TURN client (WebRTC's, for
+    /// example); `None` if it has no such server.
+    ///
+    /// # Errors
+    /// As for any call; [`CallError::Deadline`] after 5 s.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn turn_credentials(&self) -> Result<Option<TurnCredentials>, CallError> {
+        match self.nat_services().await {
+            Ok(services) => Ok(services.turn),
+            Err(CallError::NoProvider) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the gateway offers against NATs: STUN and TURN.
+    ///
+    /// # Errors
+    /// As for any call; [`CallError::NoProvider`] if the gateway offers nothing.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn nat_services(&self) -> Result<NatServices, CallError> {
+        NatServices::ask(&self.owner).await
     }
 
     /// What the endpoint is connected to, serves and has done.

@@ -7,8 +7,10 @@ use macula_proto::EndpointId;
 use macula_proto::wire::message::CloseCode;
 
 use crate::call::CallBuilder;
+use crate::error::CallError;
 use crate::event::Events;
 use crate::shared::{CloseCommand, Owner};
+use crate::turn::NatServices;
 
 /// What [`Visitor::close`] gives to what has begun.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,6 +42,17 @@ impl Visitor {
     /// the gateway unless [`CallBuilder::to`] names another endpoint.
     pub fn builtin(&self, procedure: &str) -> CallBuilder {
         CallBuilder::new(self.owner.clone(), None, procedure).idempotent(true)
+    }
+
+    /// What the gateway offers everybody against NATs: STUN.
+    ///
+    /// # Errors
+    /// As for any call; [`CallError::NoProvider`] if the gateway offers nothing.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn nat_services(&self) -> Result<NatServices, CallError> {
+        NatServices::ask(&self.owner).await
     }
 
     /// What happens to the endpoint from now on.

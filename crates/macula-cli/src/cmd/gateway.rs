@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 use macula_gateway::config::{DEFAULT_FILE, DEFAULT_PORT};
 use macula_gateway::signal::StopSignal;
+use macula_gateway::turn::Turn;
 use macula_gateway::{End, Gateway, GatewayConfig, GatewayError, Told};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
@@ -53,6 +54,12 @@ fn effective(args: &GatewayArgs) -> Result<GatewayConfig, Failure> {
     if let Some(key) = &args.key {
         config.key = Some(key.clone());
     }
+    if args.no_turn {
+        config.turn.enabled = false;
+    }
+    if let Some(listen) = args.turn_listen {
+        config.turn.listen = Some(listen);
+    }
     if !args.realm.is_empty() {
         config.realms.clone_from(&args.realm);
     }
@@ -98,12 +105,13 @@ fn start_failure(error: GatewayError) -> Failure {
 fn announce(args: &GatewayArgs, gateway: &Gateway) -> Result<(), Failure> {
     let (id, local, config) = (gateway.id(), gateway.local_addr(), gateway.config());
     let addrs = gateway.dial_addrs();
+    let turn = gateway.turn().and_then(Turn::local_addr);
     if args.json {
         let addrs: Vec<String> = addrs.iter().map(ToString::to_string).collect();
         out::json(&json!({
             "event": "listening", "id": id.to_string(), "addr": local.to_string(),
             "dial": addrs, "realms": config.realms, "any_open_realm": config.realms.is_empty(),
-            "pid": std::process::id(),
+            "turn": turn.map(|it| it.to_string()), "pid": std::process::id(),
         }))?;
         return Ok(());
     }
@@ -114,6 +122,9 @@ fn announce(args: &GatewayArgs, gateway: &Gateway) -> Result<(), Failure> {
     out::note(paint.bold("macula gateway is listening"));
     field("id", &paint.cyan(id));
     field("address", &format_args!("{local} (UDP)"));
+    if let Some(turn) = turn {
+        field("turn", &format_args!("{turn} (STUN and TURN)"));
+    }
     field("key file", &gateway.key_path().display());
     let realm = match config.realms.as_slice() {
         [] => {

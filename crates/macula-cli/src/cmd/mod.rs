@@ -12,3 +12,4 @@ pub(crate) mod serve;
 pub(crate) mod sim;
 pub(crate) mod status;
 pub(crate) mod subscribe;
+pub(crate) mod turn;

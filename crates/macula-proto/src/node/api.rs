@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::builtin::Extension;
 use crate::auth::{UnixTime, Verifier};
 use crate::id::{
     CallId, EndpointId, LinkId, RealmId, RegistrationId, RequestId, StreamId, SubscriptionId,
@@ -123,6 +124,8 @@ pub struct Config {
     pub memory_bytes_max: usize,
     /// Checks the signatures of grants; without one nobody is admitted to a guarded realm.
     pub verifier: Option<Arc<dyn Verifier>>,
+    /// Answers further built-in procedures (docs/protocol §6.6).
+    pub extension: Option<Arc<dyn Extension>>,
 }
 
 impl Config {
@@ -164,6 +167,7 @@ impl Config {
             sessions_detached_max: 16_384,
             memory_bytes_max: 1 << 30,
             verifier: None,
+            extension: None,
         }
     }
 }

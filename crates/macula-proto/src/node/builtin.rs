@@ -1,10 +1,32 @@
 //! The procedures that every node answers without the application: `macula.ping`, `macula.info`,
 //! `macula.stats` (docs/protocol §6.6).
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use super::{Node, Role};
-use crate::id::{LinkId, RealmTag};
+use crate::id::{EndpointId, LinkId, RealmTag};
+
+/// Who asks a built-in procedure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// The endpoint; `None` for the local application.
+    pub endpoint: Option<EndpointId>,
+    /// Whether it is admitted to a realm here.
+    pub is_member: bool,
+}
+
+/// Built-in procedures and counters of the program around a node, beside those of every node.
+///
+/// Called for whatever peers send: it must be quick, and never panic.
+pub trait Extension: fmt::Debug + Send + Sync {
+    /// The answer to a procedure whose name begins with `macula.`; `None`: there is no such one.
+    fn answer(&self, procedure: &str, asker: Asker) -> Option<Bytes>;
+
+    /// Counters that `macula.stats` tells everybody, by names of lower-case letters and `_`.
+    fn counters(&self) -> Vec<(String, u64)>;
+}
 
 impl Node {
     /// Runs a built-in procedure; `None`: there is no such one. `asker` is the link that asks, or
@@ -22,7 +44,20 @@ impl Node {
             "macula.ping" => Some(body.clone()),
             "macula.info" => Some(self.info().into()),
             "macula.stats" => Some(self.stats_json(asker, realm).into()),
-            _ => None,
+            _ => self.config.extension.as_ref()?.answer(procedure, self.asker(asker)),
+        }
+    }
+
+    fn asker(&self, link: Option<LinkId>) -> Asker {
+        match link {
+            None => Asker { endpoint: None, is_member: true },
+            Some(link) => {
+                let link = self.links.get(&link);
+                Asker {
+                    endpoint: link.map(|link| link.peer),
+                    is_member: link.is_some_and(|link| !link.realms.is_empty()),
+                }
+            }
         }
     }
 
@@ -74,6 +109,9 @@ impl Node {
         ];
         for (name, value) in totals {
             text.push_str(&format!(r#","{name}":{value}"#));
+        }
+        for (name, value) in self.config.extension.iter().flat_map(|it| it.counters()) {
+            text.push_str(&format!(r#","{}":{value}"#, escape(&name)));
         }
         let is_leaf = self.config.role == Role::Leaf;
         let seen = |tag: &RealmTag| {

@@ -30,6 +30,7 @@ use rand_core::SeedableRng;
 use rand_pcg::Pcg64;
 
 pub use api::*;
+pub use builtin::{Asker, Extension};
 use calls::Calls;
 use link::{Cargo, Link, PauseReason, Queued, Stage};
 use realm::{Realm, Source};

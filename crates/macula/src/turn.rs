@@ -1,0 +1,135 @@
+//! What a gateway offers against NATs: STUN, and TURN with credentials.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::call::CallBuilder;
+use crate::error::CallError;
+use crate::shared::{Command, Owner};
+
+/// Built-in procedure of gateways (docs/protocol §6.6).
+const PROCEDURE: &str = "macula.turn";
+
+/// Credentials of a TURN server (RFC 8656), good until they expire. Any TURN client can use them.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TurnCredentials {
+    /// Where (RFC 7065), for example `turn:gw.example.com:3478?transport=udp`.
+    pub uris: Vec<String>,
+    /// Username; says when it expires.
+    pub username: String,
+    /// Password.
+    pub password: String,
+    /// Realm of the server.
+    pub realm: String,
+    /// How long they hold, from the moment of the answer. Ask again before.
+    pub lifetime: Duration,
+}
+
+impl std::fmt::Debug for TurnCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TurnCredentials")
+            .field("uris", &self.uris)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a gateway offers against NATs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NatServices {
+    /// Name or address of the servers: what the gateway says, or what was dialled.
+    pub host: String,
+    /// UDP port of the STUN server.
+    pub stun_port: u16,
+    /// A second UDP port of the STUN server at the same address, to tell how NATs map and filter.
+    pub stun_other_port: Option<u16>,
+    /// How to be relayed; only for members of a realm.
+    pub turn: Option<TurnCredentials>,
+}
+
+impl NatServices {
+    /// Asks the gateway that the endpoint is attached to.
+    pub(crate) async fn ask(owner: &Arc<Owner>) -> Result<Self, CallError> {
+        let answer =
+            CallBuilder::new(owner.clone(), None, PROCEDURE).idempotent(true).send().await?;
+        let status = owner.shared.ask(|answer| Command::Status { answer }).await;
+        let gateway = status.ok().and_then(|status| status.gateway).unwrap_or_default();
+        let host = gateway.rsplit_once(':').map_or("", |(host, _)| host);
+        Self::read(&answer, host).ok_or_else(|| CallError::Internal {
+            message: "the gateway's answer about STUN and TURN is not understood".to_owned(),
+            retry_safe: false,
+        })
+    }
+
+    /// Reads an answer; `dialled` is the host in it unless the gateway names another.
+    fn read(answer: &[u8], dialled: &str) -> Option<Self> {
+        let answer: Value = serde_json::from_slice(answer).ok()?;
+        let port = |value: &Value| u16::try_from(value.as_u64()?).ok().filter(|port| *port != 0);
+        let host = answer["host"].as_str().unwrap_or(dialled);
+        // Addresses of IPv6 stand in brackets in URIs.
+        let host = if host.contains(':') && !host.starts_with('[') {
+            format!("[{host}]")
+        } else {
+            host.to_owned()
+        };
+        let turn = match &answer["turn"] {
+            Value::Null => None,
+            turn => {
+                let text = |name: &str| turn[name].as_str().map(str::to_owned);
+                let servers = turn["servers"].as_array()?.iter();
+                let uris = servers.filter_map(|server| {
+                    let scheme = server["scheme"].as_str()?;
+                    let transport = server["transport"].as_str()?;
+                    let port = port(&server["port"])?;
+                    Some(format!("{scheme}:{host}:{port}?transport={transport}"))
+                });
+                Some(TurnCredentials {
+                    uris: uris.collect(),
+                    username: text("username")?,
+                    password: text("password")?,
+                    realm: text("realm")?,
+                    lifetime: Duration::from_secs(turn["lifetime_s"].as_u64()?),
+                })
+            }
+        };
+        Some(Self {
+            stun_port: port(&answer["stun_port"])?,
+            stun_other_port: port(&answer["stun_other_port"]),
+            host,
+            turn,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_read_and_unknown_fields_ignored() {
+        let answer = br#"{"host":null,"stun_port":3478,"new":[1],"turn":{"servers":[
+            {"scheme":"turn","transport":"udp","port":3478},{"scheme":"later"}],
+            "username":"9:a","password":"p","realm":"r","lifetime_s":60}}"#;
+        let services = NatServices::read(answer, "gw.example.com").unwrap();
+        assert_eq!((services.stun_port, services.stun_other_port), (3478, None));
+        let turn = services.turn.unwrap();
+        assert_eq!(turn.uris, ["turn:gw.example.com:3478?transport=udp"]);
+        assert_eq!(turn.lifetime, Duration::from_secs(60));
+        assert!(!format!("{turn:?}").contains("\"p\""));
+    }
+
+    #[test]
+    fn strangers_hear_of_stun_only_and_nonsense_is_refused() {
+        let answer = br#"{"host":"2001:db8::1","stun_port":1,"stun_other_port":2}"#;
+        let services = NatServices::read(answer, "x").unwrap();
+        assert_eq!((services.host.as_str(), services.turn), ("[2001:db8::1]", None));
+        assert_eq!(services.stun_other_port, Some(2));
+        for answer in ["", "[]", "{}", r#"{"stun_port":70000}"#, r#"{"stun_port":1,"turn":{}}"#] {
+            assert_eq!(NatServices::read(answer.as_bytes(), "x"), None, "{answer}");
+        }
+    }
+}
