@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Measure the round trip to a gateway or a peer
     Ping(PingArgs),
+    /// Find out what NATs and firewalls do with UDP here, and how this machine can be reached
+    Netcheck(NetcheckArgs),
     /// Print credentials of a gateway's TURN server, for any TURN client
     TurnCredentials(TurnCredentialsArgs),
     /// Guarded realms: root keys, issuer tokens, grants, revocations
@@ -354,6 +356,22 @@ pub(crate) struct StatusArgs {
     /// Give up after this
     #[arg(short, long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NetcheckArgs {
+    /// Gateways whose STUN servers to ask; may be repeated
+    #[arg(short, long, env = "MACULA_GATEWAY", value_name = "GATEWAY", value_delimiter = ',')]
+    pub(crate) gateway: Vec<GatewayAddress>,
+    /// Another STUN server to ask; may be repeated. Two tell more than one
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) stun: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Give up connecting to a gateway after this
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub(crate) connect_timeout: Duration,
 }
 
 #[derive(Debug, Args)]

@@ -87,6 +87,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(args) => cmd::serve::run(args).await,
         Command::Status(args) => cmd::status::run(args).await,
         Command::Ping(args) => cmd::ping::run(args).await,
+        Command::Netcheck(args) => cmd::netcheck::run(args).await,
         Command::TurnCredentials(args) => cmd::turn::run(args).await,
         Command::Realm(command) => cmd::realm::run(command).await,
         Command::Keygen(args) => cmd::keygen::run(&args),

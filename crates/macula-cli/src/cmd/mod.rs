@@ -4,6 +4,7 @@ pub(crate) mod call;
 pub(crate) mod config;
 pub(crate) mod gateway;
 pub(crate) mod keygen;
+pub(crate) mod netcheck;
 pub(crate) mod ping;
 pub(crate) mod publish;
 pub(crate) mod realm;

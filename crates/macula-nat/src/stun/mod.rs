@@ -106,7 +106,6 @@ pub(crate) fn address_attribute(kind: AttributeType, address: SocketAddr) -> Raw
 }
 
 /// Reads what [`address_attribute`] writes.
-#[cfg(test)]
 pub(crate) fn read_address(message: &Message<'_>, kind: AttributeType) -> Option<SocketAddr> {
     let raw = message.raw_attribute(kind)?;
     MappedSocketAddr::from_raw(&raw).ok().map(|address| address.addr())

@@ -1,0 +1,255 @@
+//! `macula netcheck`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use macula::{CallError, Node};
+use macula_gateway::turn::DEFAULT_PORT;
+use macula_nat::address::canonical;
+use macula_nat::report::{Check, CheckConfig, Patience, Report, Socket, StunServer};
+use macula_proto::Time;
+use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::{Value, json};
+use tokio::net::UdpSocket;
+
+use crate::address::GatewayAddress;
+use crate::args::NetcheckArgs;
+use crate::failure::{Exit, Failure};
+use crate::{known, out};
+
+/// Requests are sent at 0, 0.25, 0.75 and 1.75 s, and given up at 2.75 s: people wait for the end.
+const PATIENCE: Patience = Patience { rto: Duration::from_millis(250), requests: 4, last: 4 };
+/// Built-in procedure of every endpoint that answers with its argument.
+const PING_PROCEDURE: &str = "macula.ping";
+/// Largest answer that is looked at.
+const ANSWER_BYTES_MAX: usize = 2_048;
+
+/// Finds out what the network does with UDP.
+pub(crate) async fn run(args: NetcheckArgs) -> Result<(), Failure> {
+    if args.gateway.is_empty() && args.stun.is_empty() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "there is nobody to ask",
+            "name a gateway with -g, or a STUN server with --stun HOST:PORT",
+        ));
+    }
+    let mut gateways = Vec::new();
+    let mut servers = Vec::new();
+    for gateway in &args.gateway {
+        let asked = ask(gateway, &args).await;
+        match &asked {
+            Ok((_, Some((host, port, other_port)))) => {
+                servers.extend(resolve(host, *port, *other_port).await);
+            }
+            Ok((_, None)) => {}
+            // It could not say where its STUN server is; if that is not there either, we know why.
+            Err(_) => servers.extend(resolve(&gateway.host, DEFAULT_PORT, None).await),
+        }
+        gateways.push((gateway, asked));
+    }
+    for server in &args.stun {
+        let (host, port) = split(server)?;
+        let found = resolve(host, port, None).await;
+        if found.is_empty() {
+            out::note(format_args!("{server}: the name has no address"));
+        }
+        servers.extend(found);
+    }
+    let report = check(servers).await?;
+    if args.json { out::json(&as_json(&gateways, &report)) } else { human(&gateways, &report) }
+}
+
+/// What a gateway said: how long it took, and where its STUN server is.
+type Asked = Result<(Duration, Option<(String, u16, Option<u16>)>), String>;
+
+async fn ask(gateway: &GatewayAddress, args: &NetcheckArgs) -> Asked {
+    let mut builder = Node::builder()
+        .gateway(gateway.to_string())
+        .connect_timeout(args.connect_timeout)
+        .agent(concat!("macula-cli/", env!("CARGO_PKG_VERSION")));
+    if gateway.id.is_none() {
+        builder = builder.known_gateways(known::file_of_user().map_err(|e| e.what)?);
+    }
+    let visitor = builder.visit().await.map_err(|error| error.to_string())?;
+    let begin = Instant::now();
+    let ping = visitor.builtin(PING_PROCEDURE).send().await;
+    let took = begin.elapsed();
+    let services = visitor.nat_services().await;
+    visitor.close().await;
+    ping.map_err(|error| error.to_string())?;
+    match services {
+        Ok(it) => Ok((took, Some((it.host, it.stun_port, it.stun_other_port)))),
+        Err(CallError::NoProvider) => Ok((took, None)),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn split(server: &str) -> Result<(&str, u16), Failure> {
+    let parts = server.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    parts.filter(|(host, _)| !host.is_empty()).ok_or_else(|| {
+        Failure::new(
+            Exit::Usage,
+            format!("`{server}` is not a STUN server"),
+            "write HOST:PORT, for example stun.example.com:3478",
+        )
+    })
+}
+
+/// One server for each family that the name has.
+async fn resolve(host: &str, port: u16, other_port: Option<u16>) -> Vec<StunServer> {
+    let name = format!("{host}:{port}");
+    let host = host.trim_matches(['[', ']']);
+    let found: Vec<SocketAddr> = match tokio::net::lookup_host((host, port)).await {
+        Ok(found) => found.map(canonical).collect(),
+        Err(_) => Vec::new(),
+    };
+    let first = |is_v6: bool| found.iter().find(|address| address.is_ipv6() == is_v6).copied();
+    let both = [first(false), first(true)].into_iter().flatten();
+    both.map(|address| StunServer { name: name.clone(), address, other_port }).collect()
+}
+
+/// A socket of the family of `servers`' first address that fits, and its address as routed to it.
+async fn socket(servers: &[StunServer], is_v6: bool) -> Option<(UdpSocket, SocketAddr)> {
+    let to = servers.iter().find(|server| server.address.is_ipv6() == is_v6)?.address;
+    let any: IpAddr =
+        if is_v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).await.ok()?;
+    // Connecting sends nothing: it asks the routing table which address would be used.
+    let route = UdpSocket::bind((any, 0)).await.ok()?;
+    route.connect(to).await.ok()?;
+    let local = SocketAddr::new(route.local_addr().ok()?.ip(), socket.local_addr().ok()?.port());
+    Some((socket, local))
+}
+
+async fn check(servers: Vec<StunServer>) -> Result<Report, Failure> {
+    let mut seed = [0; 32];
+    SystemRandom::new().fill(&mut seed).map_err(|_| anyhow::anyhow!("no randomness"))?;
+    let main = socket(&servers, false).await;
+    let quiet = socket(&servers, false).await;
+    let v6 = socket(&servers, true).await;
+    let local = |socket: &Option<(UdpSocket, SocketAddr)>| socket.as_ref().map(|(_, local)| *local);
+    let config = CheckConfig {
+        servers,
+        main: local(&main),
+        quiet: local(&quiet),
+        v6: local(&v6),
+        patience: PATIENCE,
+        seed,
+    };
+    let begin = Instant::now();
+    let now = || Time::START + begin.elapsed();
+    let mut check = Check::new(now(), config);
+    let sockets = [(Socket::Main, &main), (Socket::Quiet, &quiet), (Socket::V6, &v6)];
+    loop {
+        while let Some(packet) = check.poll_transmit() {
+            let socket = sockets.iter().find(|(name, _)| *name == packet.socket);
+            if let Some((_, Some((socket, _)))) = socket {
+                // What cannot be sent is as good as lost; it is tried again.
+                socket.send_to(&packet.data, packet.to).await.ok();
+            }
+        }
+        let Some(due) = check.poll_timeout() else { return Ok(check.report()) };
+        let (mut a, mut b, mut c) =
+            ([0; ANSWER_BYTES_MAX], [0; ANSWER_BYTES_MAX], [0; ANSWER_BYTES_MAX]);
+        let (name, received, buffer) = tokio::select! {
+            received = receive(&main, &mut a) => (Socket::Main, received, &a),
+            received = receive(&quiet, &mut b) => (Socket::Quiet, received, &b),
+            received = receive(&v6, &mut c) => (Socket::V6, received, &c),
+            () = tokio::time::sleep(due.saturating_since(now())) => {
+                check.handle_timeout(now());
+                continue;
+            }
+        };
+        let (length, from) = received;
+        check.handle_packet(now(), name, from, buffer.get(..length).unwrap_or_default());
+    }
+}
+
+/// The next packet; never, if there is no such socket.
+async fn receive(
+    socket: &Option<(UdpSocket, SocketAddr)>,
+    buffer: &mut [u8],
+) -> (usize, SocketAddr) {
+    let Some((socket, _)) = socket else { return std::future::pending().await };
+    loop {
+        // An error is news of a packet sent before: nobody is there.
+        if let Ok(received) = socket.recv_from(buffer).await {
+            return received;
+        }
+    }
+}
+
+fn as_json(gateways: &[(&GatewayAddress, Asked)], report: &Report) -> Value {
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let gateways = gateways.iter().map(|(gateway, asked)| match asked {
+        Ok((took, stun)) => json!({
+            "gateway": gateway.to_string(), "ok": true, "us": micros(*took),
+            "stun": stun.is_some(),
+        }),
+        Err(error) => json!({"gateway": gateway.to_string(), "ok": false, "message": error}),
+    });
+    let servers = report.servers.iter().map(|server| {
+        json!({
+            "name": server.name, "address": server.address.to_string(), "ok": server.is_alive,
+            "mapped": server.mapped.map(|it| it.to_string()), "us": server.rtt.map(micros),
+        })
+    });
+    json!({
+        "gateways": gateways.collect::<Vec<_>>(),
+        "stun": servers.collect::<Vec<_>>(),
+        "udp_blocked": report.udp_blocked,
+        "local": report.local.map(|it| it.to_string()),
+        "mapped": report.mapped.map(|it| it.to_string()),
+        "mapping": report.mapping.map(|it| it.as_str()),
+        "mapped_ports": report.mapped_ports,
+        "filtering": report.filtering.map(|it| it.as_str()),
+        "hairpin": report.hairpin,
+        "preserves_port": report.preserves_port,
+        "ipv6": report.v6.map(|(local, mapped)| {
+            json!({"local": local.to_string(), "mapped": mapped.to_string()})
+        }),
+        "cgnat_suspected": report.cgnat_suspected,
+        "verdict": report.verdict(),
+    })
+}
+
+fn human(gateways: &[(&GatewayAddress, Asked)], report: &Report) -> Result<(), Failure> {
+    for (gateway, asked) in gateways {
+        let host = gateway.host_port();
+        match asked {
+            Ok((took, stun)) => {
+                let without = if stun.is_some() { "" } else { ", without STUN" };
+                let took = out::human_duration(*took);
+                out::line(format_args!("gateway     {host} in {took}{without}"))?;
+            }
+            Err(error) => out::line(format_args!("gateway     {host}: {error}"))?,
+        }
+    }
+    for server in &report.servers {
+        let what = match (server.is_alive, server.rtt) {
+            (true, Some(rtt)) => format!("in {}", out::human_duration(rtt)),
+            (true, None) => "after a repetition".to_owned(),
+            (false, _) => "no answer".to_owned(),
+        };
+        out::line(format_args!("stun        {} ({}) {what}", server.name, server.address))?;
+    }
+    let fact = |name: &str, value: Option<String>| match value {
+        Some(value) => out::line(format_args!("{name:<11} {value}")),
+        None => Ok(()),
+    };
+    let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
+    fact("local", report.local.map(|it| it.to_string()))?;
+    fact("mapped", report.mapped.map(|it| it.to_string()))?;
+    fact("mapping", report.mapping.map(|it| it.to_string()))?;
+    if !report.mapped_ports.is_empty() {
+        fact("ports", Some(format!("{:?}", report.mapped_ports)))?;
+    }
+    fact("filtering", report.filtering.map(|it| it.to_string()))?;
+    fact("same port", report.preserves_port.map(yes))?;
+    fact("hairpin", report.hairpin.map(yes))?;
+    fact("ipv6", report.v6.map(|(_, mapped)| mapped.to_string()))?;
+    if report.cgnat_suspected {
+        fact("provider", Some("a carrier's NAT is suspected (RFC 6598 address)".to_owned()))?;
+    }
+    fact("verdict", Some(report.verdict()))
+}
