@@ -16,8 +16,18 @@ import subprocess
 import sys
 import tempfile
 
-TOOLS = ["turnutils_stunclient", "turnutils_natdiscovery", "turnutils_uclient", "turnutils_peer"]
+TOOLS = ["openssl", "turnutils_stunclient", "turnutils_natdiscovery", "turnutils_uclient", "turnutils_peer"]
 HOST, OTHER = "127.0.0.1", "127.0.0.2"
+
+
+def certificate(directory):
+    """A certificate that nobody trusts, and its key."""
+    cert, key = (os.path.join(directory, name) for name in ("cert.pem", "key.pem"))
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt",
+                    "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj",
+                    "/CN=localhost", "-keyout", key, "-out", cert],
+                   check=True, stderr=subprocess.DEVNULL)
+    return cert, key
 
 
 def free_port():
@@ -41,11 +51,14 @@ class Gateway:
     def __init__(self, macula, settings):
         self.macula, self.directory = macula, tempfile.TemporaryDirectory()
         self.port, self.turn, self.other = free_port(), free_port(), free_port()
+        self.tls = free_port()
+        cert, key = certificate(self.directory.name)
         self.env = dict(os.environ, MACULA_HOME=self.directory.name)
         config = os.path.join(self.directory.name, "gateway.toml")
         with open(config, "w") as file:
             file.write(f'listen = "{HOST}:{self.port}"\n[turn]\nlisten = "{HOST}:{self.turn}"\n')
             file.write(f'other_port = {self.other}\nother_ip = "{OTHER}"\n')
+            file.write(f'tls_cert = "{cert}"\ntls_key = "{key}"\ntls_port = {self.tls}\n')
             file.write("\n".join(settings) + "\n")
         command = [macula, "gateway", "--config", config, "--json", "--until-stdin-closes"]
         self.process = subprocess.Popen(
@@ -106,12 +119,14 @@ def uclient(gateway):
                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         common = ["turnutils_uclient", "-c", "-m", "2", "-n", "50", "-p", str(gateway.turn)]
+        over_tls = ["-t", "-S", "-p", str(gateway.tls)]
         to_peer = ["-e", HOST, "-r", str(peer_port)]
         for what, options in [
             ("channels by UDP", to_peer),
             ("indications by UDP", [*to_peer, "-s"]),
             ("channels by TCP", [*to_peer, "-t"]),
             ("indications by TCP", [*to_peer, "-s", "-t"]),
+            ("channels by TLS", [*to_peer, *over_tls]),
             ("between its own allocations", ["-y"]),
         ]:
             output, _ = tool(*common, *options, "-u", user, "-w", password, HOST)

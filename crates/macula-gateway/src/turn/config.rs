@@ -1,6 +1,7 @@
 //! Settings of the STUN and TURN server.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,9 @@ use crate::human;
 
 /// The UDP and TCP port of STUN and TURN (RFC 8656 §18.1).
 pub const DEFAULT_PORT: u16 = 3478;
+
+/// The TCP port of STUN and TURN over TLS (RFC 8656 §18.1).
+pub const DEFAULT_TLS_PORT: u16 = 5349;
 
 /// The STUN and TURN server beside the gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +36,15 @@ pub struct TurnConfig {
     pub other_ip: Option<IpAddr>,
     /// Whether clients may come by TCP. Default: yes.
     pub tcp: bool,
+    /// Certificate chain (PEM) of a name that clients can check; with it and its key they may come
+    /// by TLS. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key (PEM) of that certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
+    /// TCP port for TLS, at the IP address of `listen`. Default 5349.
+    pub tls_port: u16,
     /// Addresses at which others see this machine if a NAT in front of it maps them one to one
     /// (clouds do): at most one IPv4 and one IPv6 address. Default: this machine's own.
     pub external: Vec<IpAddr>,
@@ -86,6 +99,9 @@ impl Default for TurnConfig {
             other_port: DEFAULT_PORT + 1,
             other_ip: None,
             tcp: true,
+            tls_cert: None,
+            tls_key: None,
+            tls_port: DEFAULT_TLS_PORT,
             external: Vec::new(),
             host: None,
             realm: "macula".to_owned(),
@@ -146,6 +162,9 @@ impl TurnConfig {
                 && text.len() <= 128
                 && text.bytes().all(|byte| byte.is_ascii_graphic())
         };
+        if self.tls_cert.is_some() != self.tls_key.is_some() {
+            return wrong("turn.tls_cert", "alone".to_owned(), "with turn.tls_key, or neither");
+        }
         if !is_name(&self.realm) {
             let range = "1 to 128 visible ASCII characters";
             return wrong("turn.realm", self.realm.clone(), range);
@@ -186,6 +205,7 @@ mod tests {
             GatewayConfig::from_toml(&format!("[turn]\n{text}")).unwrap_err().to_string()
         };
         assert!(error("realm = \"\"").starts_with("turn.realm"));
+        assert!(error("tls_key = \"a.pem\"").starts_with("turn.tls_cert"));
         assert!(error("secret = \"short\"").starts_with("turn.secret"));
         assert!(error("relay_port_min = 80").starts_with("turn.relay_port_min"));
         assert!(error("relay_port_min = 50000\nrelay_port_max = 49999").contains("relay_port_max"));

@@ -4,6 +4,7 @@
 mod config;
 mod hub;
 mod stream;
+mod tls;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -18,9 +19,11 @@ use macula_proto::node::{Asker, Extension};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::json;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
-pub use config::{DEFAULT_PORT, TurnConfig};
+pub use config::{DEFAULT_PORT, DEFAULT_TLS_PORT, TurnConfig};
 use hub::{DATAGRAM_BYTES_MAX, Hub};
+use stream::Connections;
 
 /// Built-in procedure that tells members how to use the server (docs/protocol §6.6).
 pub const CREDENTIALS_PROCEDURE: &str = "macula.turn";
@@ -43,6 +46,9 @@ pub struct Turn {
     hub: Arc<Hub>,
     issuer: Issuer,
     tcp: Option<SocketAddr>,
+    tls: Option<SocketAddr>,
+    /// Of all streams together.
+    connections: Arc<Connections>,
     tasks: JoinSet<()>,
 }
 
@@ -95,11 +101,20 @@ impl Turn {
         let made = |now| Server::new(now, server);
         let hub =
             Arc::new(Hub::new(config.clone(), made, Binding { addresses }, sockets.0.clone()));
-        let mut turn = Self { hub, issuer, tcp: None, tasks: JoinSet::new() };
+        let connections = Arc::new(Connections::new(config.connections_max));
+        let tasks = JoinSet::new();
+        let mut turn = Self { hub, issuer, tcp: None, tls: None, connections, tasks };
         turn.read(sockets).map_err(|source| TurnError { address: listen, source })?;
+        let address = addresses[0].unwrap_or(listen);
+        let fault = |address| move |source| TurnError { address, source };
         if config.tcp {
-            let address = addresses[0].unwrap_or(listen);
-            turn.tcp = Some(turn.accept(address).map_err(|source| TurnError { address, source })?);
+            turn.tcp = Some(turn.accept(address, None).map_err(fault(address))?);
+        }
+        if let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) {
+            let port = if listen.port() == 0 { 0 } else { config.tls_port };
+            let address = SocketAddr::new(address.ip(), port);
+            let acceptor = tls::acceptor(cert, key).map_err(fault(address))?;
+            turn.tls = Some(turn.accept(address, Some(acceptor)).map_err(fault(address))?);
         }
         Ok(turn)
     }
@@ -121,12 +136,13 @@ impl Turn {
         Ok(())
     }
 
-    fn accept(&mut self, address: SocketAddr) -> io::Result<SocketAddr> {
+    fn accept(&mut self, address: SocketAddr, tls: Option<TlsAcceptor>) -> io::Result<SocketAddr> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        self.tasks.spawn(stream::accept(Arc::clone(&self.hub), listener));
+        let (hub, connections) = (Arc::clone(&self.hub), Arc::clone(&self.connections));
+        self.tasks.spawn(stream::accept(hub, listener, connections, tls));
         Ok(address)
     }
 
@@ -137,7 +153,12 @@ impl Turn {
 
     /// What the gateway's node tells and answers for it.
     pub fn extension(&self) -> Arc<dyn Extension> {
-        Arc::new(Desk { hub: Arc::clone(&self.hub), issuer: self.issuer.clone(), tcp: self.tcp })
+        Arc::new(Desk {
+            hub: Arc::clone(&self.hub),
+            issuer: self.issuer.clone(),
+            tcp: self.tcp,
+            tls: self.tls,
+        })
     }
 }
 
@@ -236,6 +257,7 @@ struct Desk {
     hub: Arc<Hub>,
     issuer: Issuer,
     tcp: Option<SocketAddr>,
+    tls: Option<SocketAddr>,
 }
 
 impl Extension for Desk {
@@ -254,9 +276,10 @@ impl Extension for Desk {
             let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             let credentials = self.issuer.issue(&endpoint.to_string(), unix);
             let mut servers = vec![json!({"scheme": "turn", "transport": "udp", "port": port})];
-            if let Some(tcp) = self.tcp {
-                let tcp = json!({"scheme": "turn", "transport": "tcp", "port": tcp.port()});
-                servers.push(tcp);
+            for (scheme, listens) in [("turn", self.tcp), ("turns", self.tls)] {
+                servers.extend(listens.map(
+                    |address| json!({"scheme": scheme, "transport": "tcp", "port": address.port()}),
+                ));
             }
             answer["turn"] = json!({
                 "servers": servers,

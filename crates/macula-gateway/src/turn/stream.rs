@@ -1,4 +1,4 @@
-//! Clients by TCP: the same messages, framed by their lengths (RFC 8656 §3.1, §12.5).
+//! Clients by TCP and TLS: the same messages, framed by their lengths (RFC 8656 §3.1, §12.5).
 
 use std::io;
 use std::sync::Arc;
@@ -11,7 +11,9 @@ use macula_nat::turn::{Client, ListenerId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use super::hub::Hub;
 
@@ -28,30 +30,57 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes read at once.
 const READ_BYTES: usize = 16 << 10;
 
+/// How many connections there may be, and their numbers.
+#[derive(Debug)]
+pub(super) struct Connections {
+    permits: Arc<Semaphore>,
+    next: AtomicU32,
+}
+
+impl Connections {
+    pub(super) fn new(max: usize) -> Self {
+        Self { permits: Arc::new(Semaphore::new(max)), next: AtomicU32::new(1) }
+    }
+
+    /// Each connection is a listener of its own to the server, so that a port used again is no
+    /// longer the same client.
+    fn number(&self) -> ListenerId {
+        ListenerId(self.next.fetch_add(1, Ordering::Relaxed).max(1))
+    }
+}
+
 /// Takes connections.
-pub(super) async fn accept(hub: Arc<Hub>, listener: TcpListener) {
-    let permits = Arc::new(Semaphore::new(hub.config.connections_max));
-    // Each connection is a listener of its own to the server, so that a port used again is no
-    // longer the same client.
-    let numbers = AtomicU32::new(1);
-    let mut tasks = tokio::task::JoinSet::new();
+pub(super) async fn accept(
+    hub: Arc<Hub>,
+    listener: TcpListener,
+    connections: Arc<Connections>,
+    tls: Option<TlsAcceptor>,
+) {
+    let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
         let Ok((stream, remote)) = listener.accept().await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&connections.permits).try_acquire_owned() else {
             // Dropping the stream closes it.
             tracing::debug!(%remote, "too many TURN connections");
             continue;
         };
         stream.set_nodelay(true).ok();
-        let number = numbers.fetch_add(1, Ordering::Relaxed).max(1);
-        let client = Client { listener: ListenerId(number), remote: canonical(remote) };
-        let hub = Arc::clone(&hub);
+        let client = Client { listener: connections.number(), remote: canonical(remote) };
+        let (hub, tls) = (Arc::clone(&hub), tls.clone());
         tasks.spawn(async move {
-            if let Err(error) = serve(&hub, client, stream).await {
+            let served = match tls {
+                None => serve(&hub, client, stream).await,
+                Some(tls) => match timeout(FIRST_TIMEOUT, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => serve(&hub, client, stream).await,
+                    Ok(Err(error)) => Err(error),
+                    Err(_) => Err(io::ErrorKind::TimedOut.into()),
+                },
+            };
+            if let Err(error) = served {
                 tracing::debug!(%error, ?client, "TURN connection");
             }
             hub.remove_stream(client);
