@@ -21,6 +21,7 @@ mod node;
 mod overlay;
 mod pattern;
 mod script;
+mod stun;
 // Worlds of nodes in virtual time, as the tests of macula-proto know them.
 #[allow(
     dead_code,
@@ -40,12 +41,13 @@ pub use message::message;
 pub use node::node;
 pub use overlay::overlay;
 pub use pattern::pattern;
+pub use stun::stun;
 
 /// The body of a fuzz target: panics when `data` violates a property.
 pub type Body = fn(data: &[u8]);
 
 /// Every body, by the name of its target.
-pub const TARGETS: [(&str, Body); 7] = [
+pub const TARGETS: [(&str, Body); 8] = [
     ("frame", frame),
     ("message", message),
     ("control", control),
@@ -53,4 +55,5 @@ pub const TARGETS: [(&str, Body); 7] = [
     ("node", node),
     ("overlay", overlay),
     ("grant", grant),
+    ("stun", stun),
 ];

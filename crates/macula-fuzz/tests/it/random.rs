@@ -113,6 +113,11 @@ fn patterns_out_of_any_bytes() {
 }
 
 #[test]
+fn stun_and_turn_of_any_bytes() {
+    check("stun");
+}
+
+#[test]
 fn worlds_in_which_anything_happens() {
     check("node");
 }

@@ -39,6 +39,7 @@ fn seeds() -> Seeds {
     golden(&mut seeds);
     grants(&mut seeds);
     overlays(&mut seeds);
+    stuns(&mut seeds);
     for (index, lines) in PATTERNS.iter().enumerate() {
         seeds.insert(("pattern", format!("hand_{index}")), lines.as_bytes().to_vec());
     }
@@ -52,6 +53,28 @@ fn seeds() -> Seeds {
         }
     }
     seeds
+}
+
+/// Seeds of `stun`: steps of action, client, length and extra, each with its packet.
+fn stuns(seeds: &mut Seeds) {
+    // REQUESTED-TRANSPORT.
+    const UDP: [u8; 8] = [0, 0x19, 0, 4, 17, 0, 0, 0];
+    let step = |action: u8, client: u8, extra: u8, packet: &[u8]| {
+        [&[action, client, packet.len() as u8, extra][..], packet].concat()
+    };
+    let allocate = step(2, 1, 3, &UDP);
+    let refresh = step(2, 1, 4, &[0, 0x0d, 0, 4, 0, 0, 0, 0]);
+    let binding = step(1, 1, 1, &[0, 3, 0, 4, 0, 0, 0, 2]);
+    let channel = step(0, 1, 0, &[0x40, 0, 0, 4, 1, 2, 3, 4]);
+    let scripts = [
+        ("binding", vec![binding]),
+        ("life", vec![allocate.clone(), channel, step(5, 0, 8, b"data"), refresh]),
+        ("two", vec![allocate.clone(), step(2, 0x22, 3, &UDP), step(7, 1, 0, &[])]),
+        ("time", vec![allocate, step(6, 0, 200, &[0; 4])]),
+    ];
+    for (name, steps) in scripts {
+        seeds.insert(("stun", name.to_owned()), steps.concat());
+    }
 }
 
 /// Seeds of `frame` and `message` from the golden frames.
