@@ -1,0 +1,196 @@
+//! Trouble for a pair that talks directly: how long is it silent, and does it find back?
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::check::measure_delays;
+use crate::error::LabError;
+use crate::kind::NatKind;
+use crate::lab::{Access, Lab, Stop};
+use crate::matrix::{Counts, Gateway, Seats, Stage};
+use crate::program::{Subject, Told};
+
+/// What happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scenario {
+    /// The initiator's router forgets all flows.
+    Reboot,
+    /// The initiator moves to the LAN of another router, with another address.
+    Roam,
+    /// The initiator's cable is out for 3 s.
+    LinkDown,
+    /// Both routers forget UDP flows after 5 s, and the pair says little.
+    Idle,
+    /// A tenth of all packets of the initiator's link vanishes.
+    Loss,
+}
+
+impl Scenario {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Reboot, Self::Roam, Self::LinkDown, Self::Idle, Self::Loss];
+
+    /// As on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reboot => "reboot",
+            Self::Roam => "roam",
+            Self::LinkDown => "linkdown",
+            Self::Idle => "idle",
+            Self::Loss => "loss",
+        }
+    }
+
+    fn kind(self) -> NatKind {
+        match self {
+            Self::Idle => NatKind::ShortTimeout,
+            _ => NatKind::PortRestricted,
+        }
+    }
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// From the trouble's beginning to the pair's end.
+const AFTER: Duration = Duration::from_secs(20);
+/// A pair may take so long to become direct.
+const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// It talks directly for so long before the trouble.
+const SETTLE: Duration = Duration::from_secs(2);
+/// The cable is out for so long.
+const OUT: Duration = Duration::from_secs(3);
+/// Beats while a mapping must not die of silence.
+const IDLE_INTERVAL: Duration = Duration::from_secs(8);
+const LOSS: f64 = 0.1;
+
+/// What became of the pair.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Name of the scenario.
+    pub scenario: &'static str,
+    /// Longest time between two answers from the trouble on, ms, as the laboratory heard them.
+    pub longest_silence_ms: f64,
+    /// From the trouble until the path was direct again after it had not been, ms.
+    pub direct_again_ms: Option<f64>,
+    /// Where the pair talks at the end, by its own word.
+    pub path_at_end: String,
+    /// What the program counted over its whole life.
+    pub counts: Option<Counts>,
+}
+
+/// Builds what the scenario needs, runs it.
+///
+/// # Errors
+/// When the laboratory does not work, was stopped, or the pair never became direct.
+pub fn run(
+    lab: &mut Lab,
+    subject: &Subject,
+    scenario: Scenario,
+    interval: Duration,
+    stop: &Stop,
+) -> Result<Report, LabError> {
+    let access = Access::Single(scenario.kind());
+    let (own, peer) = (lab.add_site(access)?, lab.add_site(access)?);
+    let other = (scenario == Scenario::Roam).then(|| lab.add_site(access)).transpose()?;
+    measure_delays(lab, Duration::ZERO)?;
+    let home = tempfile::tempdir().map_err(|error| LabError::new("a directory", error))?;
+    let gateway = Gateway::start(lab, subject, home.path(), stop)?;
+    let interval = if scenario == Scenario::Idle { IDLE_INTERVAL } else { interval };
+    let seats = Seats { initiator: (own, 0), responder: (peer, 0) };
+    let stage = Stage { lab, subject, gateway: gateway.id(), home: home.path(), stop };
+    let time = DIRECT_TIMEOUT + SETTLE + AFTER;
+    let mut running = stage.start("pair", seats, time, interval)?;
+    loop {
+        let told = running.initiator.expect("path", DIRECT_TIMEOUT, stop)?;
+        if told.path == "direct" {
+            break;
+        }
+    }
+    let mut ear = Ear::default();
+    listen(&mut ear, &mut running.initiator, SETTLE, stop)?;
+    let trouble = Instant::now();
+    ear.last = Some(ear.last.unwrap_or(trouble));
+    ear.longest = Duration::ZERO;
+    match scenario {
+        Scenario::Reboot => lab.sites[own].reboot()?,
+        Scenario::Roam => lab.roam(own, other.unwrap_or(own))?,
+        Scenario::LinkDown => {
+            lab.sites[own].hosts[0].unplug()?;
+            listen(&mut ear, &mut running.initiator, OUT, stop)?;
+            lab.sites[own].hosts[0].replug()?;
+        }
+        Scenario::Idle => {}
+        Scenario::Loss => lab.set_loss(own, LOSS)?,
+    }
+    listen(&mut ear, &mut running.initiator, AFTER, stop)?;
+    ear.silence_until(Instant::now());
+    running.initiator.end();
+    running.responder.end();
+    gateway.end();
+    Ok(Report {
+        scenario: scenario.name(),
+        longest_silence_ms: ear.longest.as_secs_f64() * 1e3,
+        direct_again_ms: ear
+            .direct_again
+            .and_then(|when| when.checked_duration_since(trouble))
+            .map(|time| time.as_secs_f64() * 1e3),
+        path_at_end: ear.path,
+        counts: ear.counts,
+    })
+}
+
+/// What was heard.
+#[derive(Debug, Default)]
+struct Ear {
+    last: Option<Instant>,
+    longest: Duration,
+    direct_again: Option<Instant>,
+    path: String,
+    counts: Option<Counts>,
+}
+
+impl Ear {
+    fn hear(&mut self, told: &Told) {
+        let now = Instant::now();
+        if !told.path.is_empty() {
+            if told.path == "direct" && !self.path.is_empty() && self.path != "direct" {
+                self.direct_again = Some(now);
+            }
+            self.path.clone_from(&told.path);
+        }
+        match told.event.as_str() {
+            "beat" => self.silence_until(now),
+            "done" => self.counts = Some(told.into()),
+            _ => {}
+        }
+    }
+
+    fn silence_until(&mut self, now: Instant) {
+        if let Some(last) = self.last.replace(now) {
+            self.longest = self.longest.max(now.saturating_duration_since(last));
+        }
+    }
+}
+
+fn listen(
+    ear: &mut Ear,
+    program: &mut crate::program::Program,
+    time: Duration,
+    stop: &Stop,
+) -> Result<(), LabError> {
+    let until = Instant::now() + time;
+    while Instant::now() < until && ear.counts.is_none() {
+        stop.check()?;
+        let left = until.saturating_duration_since(Instant::now());
+        if let Some(told) = program.next(left.min(Duration::from_millis(100)))? {
+            ear.hear(&told);
+        }
+    }
+    Ok(())
+}
