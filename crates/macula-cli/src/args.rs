@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::address::GatewayAddress;
 use crate::bench::Garbage;
+#[cfg(all(feature = "lab", target_os = "linux"))]
+use crate::cmd::lab::LabCommand;
 use crate::cmd::realm::args::RealmCommand;
 #[cfg(feature = "sim")]
 use crate::cmd::sim::SimCommand;
@@ -17,7 +19,7 @@ GATEWAY is HOST[:PORT] or ENDPOINTID@HOST[:PORT]; the port is 4433 unless given.
 The key of a HOST:PORT gateway is pinned at first use, in the file known-gateways.
 
 Exit codes: 0 ok, 1 failure, 2 usage, 3 unreachable, 4 denied, 5 timeout, 6 no subscriber or
-provider, 7 refused by the handler, 8 back-pressure.
+provider, 7 refused by the handler, 8 back-pressure, 9 this machine or user cannot run it.
 
 Start with: macula demo";
 
@@ -71,6 +73,10 @@ pub(crate) enum Command {
     #[cfg(feature = "sim")]
     #[command(subcommand)]
     Sim(SimCommand),
+    /// Laboratories: the real program behind NATs of all kinds
+    #[cfg(all(feature = "lab", target_os = "linux"))]
+    #[command(subcommand)]
+    Lab(LabCommand),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
     /// Work with gateway configuration files

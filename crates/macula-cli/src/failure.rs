@@ -30,6 +30,8 @@ pub(crate) enum Exit {
     Refused = 7,
     /// The other side asks to slow down.
     BackPressure = 8,
+    /// This machine, or this user, lacks what the command needs.
+    CannotRun = 9,
 }
 
 impl From<Exit> for std::process::ExitCode {

@@ -95,6 +95,8 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(args).await,
         #[cfg(feature = "sim")]
         Command::Sim(command) => tokio::task::block_in_place(|| cmd::sim::run(&command)),
+        #[cfg(all(feature = "lab", target_os = "linux"))]
+        Command::Lab(command) => cmd::lab::run(command).await,
         Command::Completion(args) => completion(&args),
         Command::Config(command) => cmd::config::run(&command),
         Command::DemoPeer(args) => demo::run_peer(args).await,

@@ -9,7 +9,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::error::LabError;
@@ -132,7 +132,7 @@ pub fn check_ability() -> Result<(), LabError> {
     let netns = Netns::make("able").map_err(|e| cannot("no network namespace", e, ROOT))?;
     let advice = "this kernel needs nf_tables with NAT";
     netns
-        .nft(&Router::of(NatKind::FullCone, Ipv4Addr::new(198, 18, 1, 2)).rules())
+        .nft(&Router::of(NatKind::FullCone, Ipv4Addr::new(198, 18, 1, 2)).rules(1))
         .map_err(|error| cannot("no nftables rules", error, advice))?;
     Ok(())
 }
@@ -160,6 +160,13 @@ impl Lab {
         gateway.ip(&lines)?;
         let observers = Observers::start(&gateway)?;
         Ok(Self { sites: Vec::new(), _observers: observers, gateway, net, settings })
+    }
+
+    /// Names of the hosts' namespaces, for `ip netns exec`.
+    #[must_use]
+    pub fn namespaces(&self) -> Vec<&str> {
+        let hosts = self.sites.iter().flat_map(|site| &site.hosts);
+        hosts.map(|host| host.netns.name()).collect()
     }
 
     /// Adds a site; gives its index.
@@ -268,7 +275,7 @@ impl Site {
             site.hosts.push(Host { netns, addressing });
         }
         for (netns, router) in &site.routers {
-            netns.nft(&router.rules())?;
+            netns.nft(&router.rules(next_seed()))?;
         }
         if access == Access::Single(NatKind::ShortTimeout) {
             for timeout in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
@@ -326,7 +333,7 @@ impl Site {
     /// All routers forget all flows, ports and permissions, as after a loss of power.
     pub(crate) fn reboot(&self) -> Result<(), LabError> {
         for (netns, router) in &self.routers {
-            netns.nft(&router.rules())?;
+            netns.nft(&router.rules(next_seed()))?;
             netns.flush_conntrack()?;
         }
         Ok(())
@@ -365,6 +372,12 @@ impl Host {
         // IPv4 addresses survive that the link is down; routes and IPv6 addresses do not.
         self.netns.ip(&format!("address flush dev eth0\n{}", self.addressing))
     }
+}
+
+/// For the ports of a router that starts (again).
+fn next_seed() -> u32 {
+    static SEED: AtomicU32 = AtomicU32::new(1);
+    SEED.fetch_add(1, Ordering::Relaxed)
 }
 
 /// The link between a site and the Internet.

@@ -13,7 +13,8 @@ use crate::error::{LabError, LabErrorKind};
 use crate::kind::{NatKind, Shared};
 use crate::lab::{Access, Lab, RELAYS_V4, RELAYS_V6, Site, Stop};
 use crate::mix::{MIXES, MixShare};
-use crate::program::{Program, Subject, Told};
+pub use crate::program::Subject;
+use crate::program::{Program, Told};
 
 /// Programs are ready within this.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -32,15 +32,18 @@ impl Netns {
         run("ip", &["netns", "add", &full], None)?;
         let made = Self { name: full };
         made.ip("link set lo up")?;
-        // A carrier's NAT that hairpins must not tell its customers of a shorter way.
+        // A carrier's NAT that hairpins must not tell its customers of a shorter way, nor may its
+        // bridge (with br_netfilter, where there is that) take one.
         made.command(
             "sysctl",
             &[
-                "-qw",
+                "-eqw",
                 "net.ipv4.ip_forward=1",
                 "net.ipv6.conf.all.forwarding=1",
                 "net.ipv4.conf.all.send_redirects=0",
                 "net.ipv4.conf.default.send_redirects=0",
+                "net.bridge.bridge-nf-call-iptables=0",
+                "net.bridge.bridge-nf-call-ip6tables=0",
             ],
         )?;
         Ok(made)

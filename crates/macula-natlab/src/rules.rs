@@ -80,12 +80,13 @@ impl Router {
         Self::of(NatKind::Linux, wan)
     }
 
-    /// The whole rule set, for `nft -f -`; it replaces what was there.
-    pub(crate) fn rules(&self) -> String {
+    /// The whole rule set, for `nft -f -`; it replaces what was there. Another `seed` hashes to other ports, as
+    /// after a reboot; without one each rule would have its own, and a hairpin another port than the way out.
+    pub(crate) fn rules(&self, seed: u32) -> String {
         let mut text = String::from("flush ruleset\n");
         text.push_str(&self.filter_table());
         if self.nat != Nat::None {
-            text.push_str(&self.nat_table());
+            text.push_str(&self.nat_table(seed));
         }
         text
     }
@@ -139,13 +140,13 @@ impl Router {
         text
     }
 
-    fn nat_table(&self) -> String {
+    fn nat_table(&self, seed: u32) -> String {
         let wan = self.wan;
         let udp = match self.nat {
             Nat::None | Nat::Masquerade { .. } => None,
-            Nat::Hashed(_) => {
-                Some(format!("snat to {wan} : jhash ip saddr . udp sport mod 60000 offset 2000"))
-            }
+            Nat::Hashed(_) => Some(format!(
+                "snat to {wan} : jhash ip saddr . udp sport mod 60000 seed {seed} offset 2000"
+            )),
             Nat::Random => Some("masquerade fully-random".to_owned()),
             Nat::Sequential => Some(format!(
                 "snat to {wan} : numgen inc mod {SEQUENTIAL_PORTS} map {{ {} }}",
@@ -258,7 +259,7 @@ mod tests {
     const WAN: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 2);
 
     fn rules(kind: NatKind) -> String {
-        Router::of(kind, WAN).rules()
+        Router::of(kind, WAN).rules(7)
     }
 
     #[test]
@@ -307,9 +308,9 @@ mod tests {
     #[test]
     fn hairpins_go_through_the_map_and_out_again() {
         let mut router = Router::of(NatKind::PortRestricted, WAN);
-        assert!(!router.rules().contains("oifname \"lan*\""));
+        assert!(!router.rules(7).contains("oifname \"lan*\""));
         router.hairpin = true;
-        let text = router.rules();
+        let text = router.rules(7);
         assert!(text.contains("dnat to udp dport map @rev"));
         assert!(text.contains("iifname \"lan*\" oifname \"lan*\" ct status dnat accept"));
     }

@@ -4,6 +4,8 @@ pub(crate) mod call;
 pub(crate) mod config;
 pub(crate) mod gateway;
 pub(crate) mod keygen;
+#[cfg(all(feature = "lab", target_os = "linux"))]
+pub(crate) mod lab;
 pub(crate) mod netcheck;
 pub(crate) mod ping;
 pub(crate) mod publish;
