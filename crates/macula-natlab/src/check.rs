@@ -179,7 +179,7 @@ pub fn coturn(lab: &Lab, kinds: &[NatKind]) -> Result<Option<Vec<(NatKind, Strin
     let mut child = lab
         .gateway
         .spawner(&server)
-        .args(["-n", "-S", "--rfc5780", "--no-cli", "--log-file", "stdout", "--pidfile", ""])
+        .args(["-n", "-S", "--no-cli", "--log-file", "stdout", "--pidfile", ""])
         .args(["-L", &one, "-L", &other, "-p", "13478", "--alt-listening-port", "13479"])
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::null())

@@ -2,7 +2,6 @@
 //!
 //! Interface names are fixed: `wan` towards the Internet, `lan` (a bridge) and `lan2` towards hosts.
 
-use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use crate::kind::NatKind;
@@ -95,8 +94,7 @@ impl Router {
         let mut text = String::from("table inet lab_filter {\n");
         let contacted = self.nat == Nat::Hashed(Inbound::ContactedAddress);
         if contacted {
-            let _ = write!(
-                text,
+            text += &format!(
                 " set contacted {{\n  type ipv4_addr . inet_service . ipv4_addr\n  \
                  flags dynamic,timeout\n  timeout {MAPPING_SECONDS}s\n  size 65535\n }}\n"
             );
@@ -105,8 +103,7 @@ impl Router {
             Nat::Masquerade { drop_input: false } => "accept",
             _ => "drop",
         };
-        let _ = write!(
-            text,
+        text += &format!(
             " chain in {{\n  type filter hook input priority filter; policy accept;\n  \
              iifname \"wan\" udp dport {ECHO_PORT} accept\n  \
              iifname \"wan\" meta l4proto ipv6-icmp accept\n  \
@@ -122,7 +119,7 @@ impl Router {
             );
         }
         let outward = if self.web_only { "tcp dport { 80, 443 } " } else { "" };
-        let _ = writeln!(text, "  iifname \"lan*\" oifname \"wan\" {outward}accept");
+        text += &format!("  iifname \"lan*\" oifname \"wan\" {outward}accept\n");
         text.push_str("  ct state established,related accept\n");
         match self.nat {
             Nat::Hashed(Inbound::Anybody) => text.push_str("  ct status dnat accept\n"),
@@ -173,9 +170,9 @@ impl Router {
         text.push_str(" chain out {\n  type nat hook postrouting priority srcnat;\n");
         for flow in flows {
             if let Some(udp) = &udp {
-                let _ = writeln!(text, "  {flow} meta l4proto udp {udp}");
+                text += &format!("  {flow} meta l4proto udp {udp}\n");
             }
-            let _ = writeln!(text, "  {flow} snat to {wan}");
+            text += &format!("  {flow} snat to {wan}\n");
         }
         text.push_str(" }\n}\n");
         text
@@ -190,14 +187,12 @@ impl Router {
              chain keep {{\n  type filter hook postrouting priority 150;\n"
         );
         for flow in flows {
-            let _ = writeln!(
-                text,
+            text += &format!(
                 "  {flow} meta l4proto udp ct direction original \
-                 update @rev {{ udp sport : ct original ip saddr . ct original proto-src }}"
+                 update @rev {{ udp sport : ct original ip saddr . ct original proto-src }}\n"
             );
         }
-        let _ = write!(
-            text,
+        text += &format!(
             " }}\n chain back {{\n  type nat hook prerouting priority dstnat;\n  \
              ip daddr {wan} meta l4proto udp dnat to udp dport map @rev\n }}\n"
         );

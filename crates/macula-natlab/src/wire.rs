@@ -167,7 +167,7 @@ impl Carrier {
             let Some(Reverse((_, _, to, frame))) = self.queue.pop() else { break };
             self.queued[to] -= 1;
             // An interface that is down or full loses the frame, as interfaces do.
-            (&ends[to]).write(&frame).ok();
+            (&ends[to]).write_all(&frame).ok();
         }
     }
 
