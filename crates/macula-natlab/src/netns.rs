@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
 use rustix::thread::LinkNameSpaceType;
@@ -26,9 +27,11 @@ pub(crate) struct Netns {
 }
 
 impl Netns {
-    /// Makes one. `name` must be unique in the laboratory.
+    /// Makes one. A number before `name` makes it unique among all laboratories of this process.
     pub(crate) fn make(name: &str) -> Result<Self, LabError> {
-        let full = format!("{}{name}", own_prefix());
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let full = format!("{}{number}-{name}", own_prefix());
         run("ip", &["netns", "add", &full], None)?;
         let made = Self { name: full };
         made.ip("link set lo up")?;

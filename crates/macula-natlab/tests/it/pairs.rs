@@ -58,6 +58,25 @@ fn verdicts_of_pairs_are_what_the_nats_allow() {
     }
 }
 
+/// The stand-in never looks for another path, so what it suffers is what the laboratory did.
+#[test]
+fn trouble_really_troubles() {
+    const NAME: &str = "trouble_really_troubles";
+    let Some(subject) = is_able(NAME).then(|| stand_in(NAME)).flatten() else { return };
+    let suffer = |scenario| {
+        let every = Duration::from_millis(100);
+        scenario::run(&mut lab(), &subject, scenario, every, &Stop::new()).unwrap()
+    };
+    std::thread::scope(|scope| {
+        let cut = scope.spawn(|| suffer(Scenario::LinkDown));
+        let moved = scope.spawn(|| suffer(Scenario::Roam));
+        let cut = cut.join().unwrap();
+        assert!((2_900.0..8_000.0).contains(&cut.longest_silence_ms), "{cut:?}");
+        let moved = moved.join().unwrap();
+        assert!(moved.longest_silence_ms > 15_000.0, "{moved:?}");
+    });
+}
+
 #[test]
 fn a_program_that_fails_is_told_of() {
     if !is_able("a_program_that_fails_is_told_of") {

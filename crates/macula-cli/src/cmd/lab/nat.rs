@@ -296,9 +296,17 @@ fn run_matrix(
     bar.finish_and_clear();
     let summary = outcome?.summary();
     if args.json {
-        return out::json(&summary);
+        out::json(&summary)?;
+    } else {
+        print(&plan, &summary)?;
     }
-    print(&plan, &summary)
+    let Some(pair) = summary.results.iter().find(|pair| pair.verdict == Verdict::Failed) else {
+        return Ok(());
+    };
+    let note = pair.note.as_deref().unwrap_or("no message was answered");
+    let (one, other) = (&pair.initiator, &pair.responder);
+    let what = format!("{} pairs failed; the first, {one} to {other}: {note}", summary.failed);
+    Err(Failure::new(Exit::Failure, what, "--keep leaves the laboratory standing to look into"))
 }
 
 fn tell(bar: &ProgressBar, done: usize, of: usize, name: &str) {
