@@ -15,6 +15,8 @@ const ALPHABET: &[u8; 32] = b"ybndrfg8ejkmcpqxot1uwisza345h769";
 pub struct EndpointId([u8; 32]);
 
 impl EndpointId {
+    /// Length of an id, bytes.
+    pub const BYTES: usize = 32;
     /// Length of an id in text form, characters.
     pub const TEXT_LEN: usize = 52;
 

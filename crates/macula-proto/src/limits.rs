@@ -57,6 +57,14 @@ pub const STREAMS_PER_LINK_MAX: usize = 64;
 /// Large messages in flight at once on one link, per direction.
 pub const BULK_PER_LINK_MAX: usize = 8;
 
+/// Length of a packet that a gateway relays, bytes.
+pub const RELAYED_PACKET_BYTES_MAX: usize = 8 * 1024;
+/// Length of a packet that may travel in two datagrams, bytes: what any path of QUIC must carry,
+/// and some more. Longer ones pass whole or not at all, so that path MTU discovery finds out.
+pub const SPLIT_PACKET_BYTES_MAX: usize = 1280;
+/// Relayed packets that may wait for one link, bytes; beyond it the oldest are dropped.
+pub const RELAY_QUEUE_BYTES_MAX: usize = 256 * 1024;
+
 /// How often a message may be forwarded.
 pub const TTL_HOPS: u8 = 20;
 /// QoS 1: how long a realm's ring holds messages that everybody known has.

@@ -122,6 +122,13 @@ pub struct Config {
     /// Beyond it the link that holds the most is closed, and publishes, calls and links are
     /// refused. Default 1 GiB.
     pub memory_bytes_max: usize,
+    /// Links to other leaves at once, at a leaf. Default 256.
+    pub peer_links_max: usize,
+    /// What a router relays for one peer a second, bytes; what comes faster is dropped. 0: no
+    /// limit. Default 8 MiB.
+    pub relay_bytes_per_second_per_peer: u64,
+    /// What a router relays for all a second, bytes; as above. Default 128 MiB.
+    pub relay_bytes_per_second: u64,
     /// Checks the signatures of grants; without one nobody is admitted to a guarded realm.
     pub verifier: Option<Arc<dyn Verifier>>,
     /// Answers further built-in procedures (docs/protocol §6.6).
@@ -166,6 +173,9 @@ impl Config {
             streams_per_peer_max: 32_768,
             sessions_detached_max: 16_384,
             memory_bytes_max: 1 << 30,
+            peer_links_max: 256,
+            relay_bytes_per_second_per_peer: 8 << 20,
+            relay_bytes_per_second: 128 << 20,
             verifier: None,
             extension: None,
         }
@@ -185,6 +195,31 @@ pub enum Input {
         dialled: bool,
         /// Where the peer's packets come from.
         remote: SocketAddr,
+    },
+    /// The transport has a new, authenticated link between two leaves. It carries calls that are
+    /// addressed to the peer, both ways, in the realms that both let each other into.
+    PeerLinkUp {
+        /// The driver's number for it.
+        link: LinkId,
+        /// Who is at the other end.
+        peer: EndpointId,
+        /// Whether this side dialled.
+        dialled: bool,
+        /// Where the peer's packets come from.
+        remote: SocketAddr,
+    },
+    /// A datagram came, at a router: a packet to relay. Answered by what
+    /// [`Node::poll_datagram`](super::Node::poll_datagram) gives.
+    Datagram {
+        /// Link.
+        link: LinkId,
+        /// As in [`wire::relay`](crate::wire::relay), not checked.
+        datagram: Bytes,
+    },
+    /// Datagrams were dropped because a link's queue was full.
+    DatagramsDropped {
+        /// How many.
+        count: u64,
     },
     /// The link is gone; nothing more will come from it.
     LinkDown {
@@ -649,6 +684,13 @@ pub enum Event {
         /// Our address as the peer sees it; empty when it did not say.
         observed: String,
     },
+    /// A link between leaves is of use: the peer let this node into a realm.
+    PeerReady {
+        /// Link.
+        link: LinkId,
+        /// Peer.
+        peer: EndpointId,
+    },
     /// A router put a peer out of a realm.
     Expelled {
         /// The peer.
@@ -780,6 +822,15 @@ pub struct Stats {
     pub denied: u64,
     /// Peers put out of a guarded realm: their permit ended or was taken back.
     pub expelled: u64,
+    /// Packets relayed between peers.
+    pub relayed: u64,
+    /// Bytes of them.
+    pub relayed_bytes: u64,
+    /// Packets not relayed because their sender or all together sent faster than they may, or
+    /// because they waited too long for their receiver's link.
+    pub relay_dropped: u64,
+    /// Packets not relayed because nobody was there for them, or the sender may not.
+    pub relay_refused: u64,
 }
 
 /// What a node is connected to and serves, for status pages.
@@ -806,6 +857,8 @@ pub struct LinkStatus {
     pub agent: String,
     /// Whether the peer routes.
     pub is_router: bool,
+    /// Whether both ends are leaves.
+    pub is_peer_link: bool,
     /// Where the peer's packets come from.
     pub remote: SocketAddr,
     /// Smoothed round-trip time, once known.

@@ -106,6 +106,10 @@ impl Node {
             ("shed", stats.shed),
             ("denied", stats.denied),
             ("expelled", stats.expelled),
+            ("relayed", stats.relayed),
+            ("relayed_bytes", stats.relayed_bytes),
+            ("relay_dropped", stats.relay_dropped),
+            ("relay_refused", stats.relay_refused),
         ];
         for (name, value) in totals {
             text.push_str(&format!(r#","{name}":{value}"#));

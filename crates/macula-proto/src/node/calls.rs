@@ -399,7 +399,7 @@ impl Node {
             return self.protocol_error(now, link_id, "two calls on one stream");
         }
         // Only a router's word counts, and only leaves have one at the other end.
-        let from_router = self.config.role == Role::Leaf && link.dialled;
+        let from_router = self.config.role == Role::Leaf && link.is_upstream();
         if !from_router {
             call.caller = Some(link.peer);
         }
@@ -532,7 +532,9 @@ impl Node {
                     .and_then(|realm| realm.providers.get(&relay.procedure))
                     .and_then(|providers| providers.iter().find(|it| !relay.tried.contains(it)))
                     .filter(|_| here);
-                match (local, is_local) {
+                let direct = target.filter(|_| is_local).and_then(|it| self.peer_link(it, tag));
+                let direct = direct.map(Callee::Link).filter(|it| !relay.tried.contains(it));
+                match (local.or(direct), is_local) {
                     (Some(callee), _) => self.assign(now, id, callee),
                     (None, true) if target != Some(self.id) => self.send_upstream(now, id),
                     (None, _) => self.no_provider(now, id),
@@ -621,7 +623,11 @@ impl Node {
         match relay.call.target {
             Some(target) if target != self.id => {
                 if is_leaf && is_local {
-                    return self.send_upstream(now, id);
+                    let direct = self.peer_link(target, relay.call.realm).map(Callee::Link);
+                    return match direct.filter(|it| !relay.tried.contains(it)) {
+                        Some(callee) => self.assign(now, id, callee),
+                        None => self.send_upstream(now, id),
+                    };
                 }
                 match self.neighbour(relay, target) {
                     Some(link) => self.assign(now, id, Callee::Link(link)),

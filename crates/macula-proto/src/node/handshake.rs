@@ -62,7 +62,12 @@ impl Node {
             };
             return self.close_link(now, link, code, reason);
         }
+        self.say_hello(now, link, remote, dialled);
+    }
+
+    pub(super) fn say_hello(&mut self, now: Time, link: LinkId, remote: SocketAddr, dialled: bool) {
         self.timers.set(Timer::Handshake(link), now + HANDSHAKE_TIMEOUT);
+        let is_upstream = self.links.get(&link).is_some_and(Link::is_upstream);
         let realms = if dialled { self.next_offers(link) } else { Vec::new() };
         let hello = Hello {
             version_min: wire::VERSION_MIN,
@@ -70,7 +75,7 @@ impl Node {
             capabilities: 0,
             is_router: self.config.role == Role::Router,
             instance: self.config.epoch,
-            resumes: if dialled { self.upstream_instance } else { 0 },
+            resumes: if is_upstream { self.upstream_instance } else { 0 },
             observed: remote.to_string(),
             agent: self.config.agent.clone(),
             realms,
@@ -117,7 +122,12 @@ impl Node {
         }
         let Some(link) = self.links.get_mut(&link_id) else { return };
         let (peer, dialled) = (link.peer, link.dialled);
-        if self.config.role == Role::Leaf && dialled && !hello.is_router {
+        let is_peer_link = link.peer_link.is_some();
+        if is_peer_link && hello.is_router {
+            let reason = "a gateway takes no link of a peer";
+            return self.close_link(now, link_id, CloseCode::Denied, reason);
+        }
+        if self.config.role == Role::Leaf && dialled && !is_peer_link && !hello.is_router {
             return self.close_link(now, link_id, CloseCode::Denied, "this endpoint is no gateway");
         }
         link.stage = Stage::Ready;
@@ -138,6 +148,12 @@ impl Node {
             }
             self.resend_undelivered(now, link_id);
         }
+        if is_peer_link {
+            self.greet_peer(now, link_id, hello.realms);
+        }
+        if self.links.get(&link_id).is_none_or(|link| !link.is_ready()) {
+            return;
+        }
         self.actions.push_back(Action::OpenLanes { link: link_id });
         self.events.push_back(Event::LinkReady {
             link: link_id,
@@ -147,7 +163,7 @@ impl Node {
             instance: hello.instance,
             observed: hello.observed,
         });
-        if self.config.role == Role::Leaf && dialled {
+        if self.config.role == Role::Leaf && dialled && !is_peer_link {
             self.attach_upstream(now, link_id, hello.instance);
         }
     }
@@ -173,7 +189,7 @@ impl Node {
     }
 
     /// Admits the peer to what it asked for, or says why not.
-    fn answer_offers(
+    pub(super) fn answer_offers(
         &mut self,
         now: Time,
         link_id: LinkId,
@@ -282,7 +298,8 @@ impl Node {
 
     /// The peer asks for more realms on a standing link.
     pub(super) fn on_join(&mut self, now: Time, link: LinkId, offers: Vec<RealmOffer>) {
-        if self.config.role != Role::Router {
+        let is_peer_link = self.links.get(&link).is_some_and(|link| link.peer_link.is_some());
+        if self.config.role != Role::Router && !is_peer_link {
             return;
         }
         let answers = match self.charge_changes(now, link, offers.len()) {
@@ -292,6 +309,9 @@ impl Node {
                 .map(|offer| RealmStatus { realm: offer.realm, refusal: Some(refusal.clone()) })
                 .collect(),
         };
+        if is_peer_link {
+            self.offer_back(now, link, &answers);
+        }
         self.send_control(now, link, &Message::Realms(answers));
     }
 
@@ -311,16 +331,20 @@ impl Node {
         }
         realm.refused_grant = Bytes::new();
         realm.denied = None;
-        if let Some(upstream) = self.upstream {
-            if let Some(link) = self.links.get_mut(&upstream) {
-                link.offered.remove(&tag);
+        let of_peers = self.peers.values().copied();
+        let asked: Vec<LinkId> = self.upstream.into_iter().chain(of_peers).collect();
+        for link_id in asked {
+            let Some(link) = self.links.get_mut(&link_id) else { continue };
+            let was_offered = link.offered.remove(&tag);
+            // who was dialled shows only what both have
+            if link.dialled || was_offered {
+                self.ask_for_realms(now, link_id);
             }
-            self.ask_for_realms(now, upstream);
         }
     }
 
     /// Asks a router for the realms that it was not asked for yet.
-    fn ask_for_realms(&mut self, now: Time, link: LinkId) {
+    pub(super) fn ask_for_realms(&mut self, now: Time, link: LinkId) {
         loop {
             let offers = self.next_offers(link);
             if offers.is_empty() {
@@ -342,6 +366,9 @@ impl Node {
 
     /// The router answers which realms it lets us take part in.
     pub(super) fn on_realms(&mut self, now: Time, link_id: LinkId, answers: Vec<RealmStatus>) {
+        if self.links.get(&link_id).is_some_and(|link| link.peer_link.is_some()) {
+            return self.on_peer_realms(now, link_id, &answers);
+        }
         if self.upstream != Some(link_id) {
             return;
         }
@@ -577,6 +604,7 @@ impl Node {
             Timer::Watch(link_id),
             Timer::Stall(link_id),
             Timer::Rate(link_id),
+            Timer::Retire(link_id),
         ] {
             self.timers.clear(timer);
         }
@@ -597,8 +625,9 @@ impl Node {
             // large messages that a flush waited for cannot arrive any more
             self.finish_flushes();
         }
+        self.forget_peer_link(now, link_id, link.peer);
         if let Some(session) = session
-            && link.said_goodbye
+            && (link.said_goodbye || link.peer_link.is_some())
         {
             self.end_session(now, session);
         }

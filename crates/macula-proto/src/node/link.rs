@@ -240,6 +240,15 @@ pub(super) struct PeerHello {
     pub(super) agent: String,
 }
 
+/// What a link between two leaves has beside the rest.
+#[derive(Debug, Default)]
+pub(super) struct PeerLink {
+    /// Realms that the peer admitted us to.
+    pub(super) granted: BTreeSet<RealmTag>,
+    /// Another link to the same peer is used instead: this one ends when its calls have.
+    pub(super) is_retiring: bool,
+}
+
 /// One link.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -302,6 +311,10 @@ pub(super) struct Link {
     /// What came from it, apart from control; and it waits because that was too fast.
     pub(super) received: Bucket,
     pub(super) is_slowed: bool,
+    /// What was relayed for it.
+    pub(super) relayed: Bucket,
+    /// Set when both ends are leaves.
+    pub(super) peer_link: Option<PeerLink>,
 }
 
 impl Link {
@@ -349,11 +362,18 @@ impl Link {
             searches: Bucket::new(now),
             received: Bucket::new(now),
             is_slowed: false,
+            relayed: Bucket::new(now),
+            peer_link: None,
         }
     }
 
     pub(super) fn is_ready(&self) -> bool {
         self.stage == Stage::Ready
+    }
+
+    /// Whether the other end is the router of this leaf.
+    pub(super) fn is_upstream(&self) -> bool {
+        self.dialled && self.peer_link.is_none()
     }
 
     /// The outgoing queue of a channel; opens the queue of a stream.

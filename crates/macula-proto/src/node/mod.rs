@@ -1,7 +1,7 @@
 //! The node: joins links, pub/sub and RPC into the one public state machine.
 //!
 //! [`Node`] is the entry type; `api` holds what goes in and comes out. Inside: `link` (queues and
-//! credits of one link), `handshake` (hello, goodbye, probes, sessions), `realm` (the tables of one
+//! credits of one link), `peer` (links between leaves), `relay` (packets between them), `handshake` (hello, goodbye, probes, sessions), `realm` (the tables of one
 //! tenant), `guard` (grants and what they allow), `publish` and `subscribe` (messages out and in), `calls` (RPC), `quota` (what one may
 //! take), `builtin` (procedures
 //! that every node answers), `timers`.
@@ -16,9 +16,11 @@ mod calls;
 mod guard;
 mod handshake;
 mod link;
+mod peer;
 mod publish;
 mod quota;
 mod realm;
+mod relay;
 mod session;
 mod subscribe;
 mod timers;
@@ -45,6 +47,7 @@ use crate::pubsub::Topic;
 use crate::seeded::{CountedMap, SeededState};
 use crate::time::Time;
 use crate::wire::message::{CloseCode, Message, SlowPolicy};
+use crate::wire::relay::Datagram;
 use crate::wire::{self, Channel, Class, Frame, RawFrame};
 
 /// One endpoint in all its realms: the state machine behind gateways, clients and simulations.
@@ -80,6 +83,11 @@ pub struct Node {
     /// Those that a router was told of, and the first probe after it: until that is answered, a
     /// breaking link may take the news with it.
     unsubscribed_unsure: VecDeque<(RealmTag, u32, u64)>,
+    /// Links between leaves: the one of each peer that is used.
+    peers: BTreeMap<EndpointId, LinkId>,
+    /// Datagrams to send.
+    datagrams: VecDeque<(LinkId, Datagram)>,
+    relayed: bucket::Bucket,
     /// Who waits for what to have room.
     waiters: BTreeMap<PauseReason, BTreeSet<Source>>,
     /// Links with acknowledgements to send.
@@ -127,6 +135,9 @@ impl Node {
             upstream_is_new: false,
             unsubscribed: BTreeSet::new(),
             unsubscribed_unsure: VecDeque::new(),
+            peers: BTreeMap::new(),
+            datagrams: VecDeque::new(),
+            relayed: bucket::Bucket::new(Time::START),
             waiters: BTreeMap::new(),
             acks_dirty: BTreeSet::new(),
             dirty_realms: BTreeSet::new(),
@@ -152,6 +163,11 @@ impl Node {
             Input::LinkUp { link, peer, dialled, remote } => {
                 self.on_link_up(now, link, peer, dialled, remote);
             }
+            Input::PeerLinkUp { link, peer, dialled, remote } => {
+                self.on_peer_link_up(now, link, peer, dialled, remote);
+            }
+            Input::Datagram { link, datagram } => self.on_datagram(now, link, &datagram),
+            Input::DatagramsDropped { count } => self.stats.relay_dropped += count,
             Input::LinkDown { link, reason } => self.on_link_down(now, link, &reason),
             Input::Frame { link, channel, frame } => self.on_frame(now, link, channel, frame),
             Input::Sent { link, channel, bytes } => self.on_sent(now, link, channel, bytes),
@@ -185,6 +201,7 @@ impl Node {
                 Timer::Rate(link) => self.on_rate_due(now, link),
                 Timer::RealmRate(tag) => self.release(now, PauseReason::RealmRate(tag)),
                 Timer::Permits => self.on_permits_due(now),
+                Timer::Retire(link) => self.on_retire_due(now, link),
             }
         }
     }
@@ -195,6 +212,11 @@ impl Node {
             self.flush_acks();
         }
         self.transmits.pop_front()
+    }
+
+    /// The next datagram to send, and on which link: at once or never, in this order.
+    pub fn poll_datagram(&mut self) -> Option<(LinkId, Datagram)> {
+        self.datagrams.pop_front()
     }
 
     /// The next thing that the transport shall do. Drain transmits first.
@@ -233,6 +255,7 @@ impl Node {
                 peer: link.peer,
                 agent: link.hello.agent.clone(),
                 is_router: link.hello.is_router,
+                is_peer_link: link.peer_link.is_some(),
                 remote: link.remote,
                 rtt: link.rtt,
                 queued_bytes: link.queued_bytes(),
@@ -343,6 +366,9 @@ impl Node {
             (Stage::Handshake, Message::Hello(hello)) => self.on_hello(now, link_id, hello),
             (Stage::Handshake, _) => {
                 self.protocol_error(now, link_id, "something came before the hello");
+            }
+            (_, message) if self.is_out_of_place(link_id, &message) => {
+                self.protocol_error(now, link_id, "a message that leaves do not send each other");
             }
             (_, message) => self.on_message(now, link_id, channel, message),
         }

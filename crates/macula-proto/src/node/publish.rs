@@ -134,7 +134,7 @@ impl Node {
     pub(super) fn on_publish(&mut self, now: Time, source: Source, publish: Publish) {
         let Some(link_id) = source.link() else { return };
         let Some(link) = self.links.get_mut(&link_id) else { return };
-        let from_router = self.config.role == Role::Leaf && link.dialled;
+        let from_router = self.config.role == Role::Leaf && link.is_upstream();
         let peer = link.peer;
         // A router sends what it was asked for. Its lanes may overtake its control stream, and with
         // it the answer that lets us into the realm again.

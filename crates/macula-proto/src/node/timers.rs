@@ -22,6 +22,7 @@ pub(super) enum Timer {
     RealmRate(RealmTag),
     /// The first permit ends.
     Permits,
+    Retire(LinkId),
 }
 
 impl Timer {
@@ -31,7 +32,7 @@ impl Timer {
 
     const fn kind(self) -> TimerKind {
         match self {
-            Self::Handshake(_) => TimerKind::Handshake,
+            Self::Handshake(_) | Self::Retire(_) => TimerKind::Handshake,
             Self::Probe(_) | Self::Watch(_) => TimerKind::Probe,
             Self::Stall(_) => TimerKind::Stall,
             Self::Deadline(_) => TimerKind::Deadline,

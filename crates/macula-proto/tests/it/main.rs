@@ -10,6 +10,7 @@ mod guarded_hostile;
 mod handshake;
 mod overlay;
 mod overlay_world;
+mod peers;
 mod pubsub;
 mod qos1;
 mod quota;

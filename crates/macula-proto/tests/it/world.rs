@@ -191,6 +191,15 @@ impl World {
     }
 
     pub fn connect(&mut self, from: Who, to: Who) -> LinkId {
+        self.connect_as(from, to, false)
+    }
+
+    /// A link between two leaves.
+    pub fn connect_peers(&mut self, from: Who, to: Who) -> LinkId {
+        self.connect_as(from, to, true)
+    }
+
+    fn connect_as(&mut self, from: Who, to: Who, is_peer_link: bool) -> LinkId {
         let (a, b) = (LinkId(self.next_link), LinkId(self.next_link + 1));
         self.next_link += 2;
         let wire = self.wires.len();
@@ -205,8 +214,14 @@ impl World {
         self.by_link.insert((to, b), (wire, 1));
         let remote = "192.0.2.1:4433".parse().unwrap();
         let (to_id, from_id) = (self.sims[to].id, self.sims[from].id);
-        self.input(from, Input::LinkUp { link: a, peer: to_id, dialled: true, remote });
-        self.input(to, Input::LinkUp { link: b, peer: from_id, dialled: false, remote });
+        for (who, link, peer, dialled) in [(from, a, to_id, true), (to, b, from_id, false)] {
+            let input = if is_peer_link {
+                Input::PeerLinkUp { link, peer, dialled, remote }
+            } else {
+                Input::LinkUp { link, peer, dialled, remote }
+            };
+            self.input(who, input);
+        }
         a
     }
 
