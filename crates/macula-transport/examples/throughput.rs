@@ -1,6 +1,7 @@
 //! Frames per second over one link on loopback, both ends in one process.
 //!
-//! `cargo run --release -p macula-transport --example throughput -- <frame bytes> <MiB> <MTU>`
+//! `cargo run --release -p macula-transport --example throughput -- <frame bytes> <MiB> <MTU> <peers>`
+//! where `peers` makes both endpoints ready for links to peers
 
 #![allow(clippy::print_stdout, reason = "it reports to a person")]
 
@@ -26,6 +27,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     if let Some(mtu) = args.next() {
         config.mtu_max = mtu.parse()?;
     }
+    config.peers = args.next().as_deref() == Some("peers");
     config.listen = Some((Ipv4Addr::LOCALHOST, 0).into());
     config.accept = true;
     let server = Endpoint::bind(&config)?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use macula_proto::id::EndpointId;
+use macula_proto::wire::relay::Unreachable;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -68,6 +69,78 @@ pub enum DialError {
     /// The local endpoint is closed.
     #[error("the endpoint is closed")]
     Closed,
+}
+
+/// A peer could not be reached through the gateway.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerError {
+    /// This endpoint was not set up for links to peers.
+    #[error("links to peers are not enabled")]
+    Disabled,
+    /// No gateway is connected, or something else is missing here.
+    #[error("{reason}")]
+    Unusable {
+        /// What.
+        reason: String,
+    },
+    /// The gateway knows no such endpoint in a realm of this one.
+    #[error("no such endpoint at this gateway and in a realm of yours; is it running?")]
+    NotHere,
+    /// The grant does not allow `relay`.
+    #[error("your grant does not allow to relay to this peer; ask for one that allows `relay:*`")]
+    Denied,
+    /// The peer answered and said no.
+    #[error("the peer refused with code {code}: {reason}")]
+    Refused {
+        /// The peer's close code; 65535 when the handshake itself was refused.
+        code: u16,
+        /// The peer's words.
+        reason: String,
+    },
+    /// The peer did not answer.
+    #[error("the peer did not answer within {after:?}")]
+    Timeout {
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// There was no direct path in time, and no other may be used.
+    #[error("no direct path within {after:?}, and the strategy is direct_only")]
+    NoDirectPath {
+        /// How long it was looked for.
+        after: Duration,
+    },
+    /// The handshake broke down.
+    #[error("{reason}")]
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// The local endpoint is closed.
+    #[error("the endpoint is closed")]
+    Closed,
+}
+
+impl PeerError {
+    pub(crate) fn unreachable(reason: Unreachable) -> Self {
+        match reason {
+            Unreachable::Denied => Self::Denied,
+            _ => Self::NotHere,
+        }
+    }
+
+    pub(crate) fn of_handshake(error: HandshakeError, after: Duration) -> Self {
+        match error {
+            HandshakeError::Refused { code, reason } => Self::Refused { code, reason },
+            HandshakeError::Timeout => Self::Timeout { after },
+            HandshakeError::Unusable { reason } => Self::Unusable { reason },
+            HandshakeError::Closed => Self::Closed,
+            HandshakeError::Failed { reason } => Self::Failed { reason },
+            HandshakeError::WrongKey { found, .. } => {
+                Self::Failed { reason: format!("another endpoint answered: {found}") }
+            }
+        }
+    }
 }
 
 /// What happened at one address.

@@ -6,16 +6,18 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use macula_nat::path::Strategy;
+use macula_proto::id::EndpointId;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::crew::Crew;
-use crate::dial::{self, DialError, Target};
+use crate::dial::{self, DialError, PeerError, Target};
 use crate::guard::{Guard, HandshakeId, HandshakeLimits, HandshakeStats, Outcome, Verdict};
 use crate::key::SecretKey;
-use crate::link::Connected;
+use crate::link::{Connected, Link};
 use crate::loading::Loading;
 use crate::quic::{self, HandshakeError};
 use crate::socket::{self, BindError};
@@ -35,6 +37,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const HANDS_MAX: usize = 8;
 /// A peer that comes back too often hears this; the protocol's `Limit`.
 const CODE_LIMIT: u16 = 6;
+/// A peer for which there is no path that may be used hears this; the protocol's `Denied`.
+const CODE_DENIED: u16 = 8;
+/// With [`Strategy::DirectOnly`], what finding a direct path may take.
+const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Settings of an [`Endpoint`].
 #[derive(Clone, Debug)]
@@ -66,6 +72,11 @@ pub struct EndpointConfig {
     /// What frames on streams of their own may hold before they are complete, over all links, bytes.
     /// Beyond it they become complete one at a time. Default 256 MiB.
     pub loading_bytes_max: usize,
+    /// Whether this endpoint has links to peers of its gateway: it dials and accepts them over the
+    /// gateway's relay, and moves them to direct paths. Default `false`.
+    pub peers: bool,
+    /// Which paths such links may use. Default: the relay at once, a direct path when there is one.
+    pub strategy: Strategy,
 }
 
 impl EndpointConfig {
@@ -82,6 +93,8 @@ impl EndpointConfig {
             mtu_max: MTU_MAX,
             socket_buffer_bytes: 8 * 1024 * 1024,
             loading_bytes_max: 256 * 1024 * 1024,
+            peers: false,
+            strategy: Strategy::Opportunistic,
         }
     }
 }
@@ -94,6 +107,7 @@ pub struct Endpoint {
     quic: Arc<quic::Endpoint>,
     local_addr: SocketAddr,
     handshake_timeout: Duration,
+    strategy: Strategy,
     crew: Crew,
     accepted: Mutex<mpsc::Receiver<Connected>>,
     guard: Option<SharedGuard>,
@@ -126,12 +140,13 @@ impl Endpoint {
         let quic = Arc::new(quic.map_err(|source| BindError::Quic { source })?);
         let local_addr = quic.local_addr().map_err(|source| BindError::Quic { source })?;
         let (sender, receiver) = mpsc::channel(ACCEPTED_MAX);
-        let guard = config.accept.then(|| {
+        let guard = (config.accept || config.peers).then(|| {
             Arc::new(std::sync::Mutex::new(Guard::new(&config.handshakes, Instant::now())))
         });
         let endpoint = Self {
             local_addr,
             handshake_timeout: config.handshake_timeout,
+            strategy: config.strategy,
             crew,
             accepted: Mutex::new(receiver),
             guard,
@@ -144,6 +159,7 @@ impl Endpoint {
             let acceptor = Acceptor {
                 quic: Arc::clone(&endpoint.quic),
                 timeout: config.handshake_timeout,
+                strategy: config.strategy,
                 guard: Arc::clone(guard),
                 loading: Arc::clone(&endpoint.loading),
                 accepted: sender,
@@ -180,7 +196,50 @@ impl Endpoint {
     /// Dropping the future abandons all attempts.
     pub async fn dial(&self, target: &Target) -> Result<Connected, DialError> {
         let connection = dial::dial(&self.quic, target, self.handshake_timeout).await?;
-        Ok(Connected::new(connection, true, self.crew.clone(), Arc::clone(&self.loading)))
+        Ok(self.connected(connection))
+    }
+
+    /// Dials a peer that is attached to the same gateway, through that gateway. The link is
+    /// encrypted from end to end, of use at once, and moves to a direct path by itself; with
+    /// [`Strategy::DirectOnly`] this waits until it has.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future abandons the attempt.
+    pub async fn dial_peer(&self, peer: EndpointId) -> Result<Connected, PeerError> {
+        let Some(unreachable) = self.quic.on_unreachable(peer) else {
+            return Err(PeerError::Disabled);
+        };
+        let timeout = self.handshake_timeout;
+        let dialled = tokio::select! {
+            biased;
+            dialled = self.quic.dial_peer(peer, timeout) => dialled,
+            // It only ends with an answer: there may also be none.
+            Ok(reason) = unreachable => return Err(PeerError::unreachable(reason)),
+        };
+        let connection = dialled.map_err(|error| PeerError::of_handshake(error, timeout))?;
+        if self.strategy == Strategy::DirectOnly && !is_direct_in_time(&connection).await {
+            return Err(PeerError::NoDirectPath { after: DIRECT_TIMEOUT });
+        }
+        Ok(self.connected(connection))
+    }
+
+    /// From now on `gateway` relays packets from and to peers. Its end ends that.
+    pub fn relay_through(&self, gateway: &Link) {
+        self.quic.relay_through(gateway.connection());
+    }
+
+    /// So many packets from or to peers were dropped here (no gateway, too large, or QUIC did not
+    /// take them in time), and so many came from the wire and claimed to be of a peer.
+    pub fn relay_drops(&self) -> (u64, u64) {
+        self.quic.relay_drops()
+    }
+
+    fn connected(&self, connection: quic::Connection) -> Connected {
+        let (crew, peers) = (self.crew.clone(), self.quic.peers().cloned());
+        Connected::new(connection, true, crew, Arc::clone(&self.loading), peers)
     }
 
     /// The next peer that completed its handshake; `None` once the endpoint is closed, or at once
@@ -219,6 +278,16 @@ impl Endpoint {
     }
 }
 
+/// Whether a link becomes direct in time; if not, it is closed.
+async fn is_direct_in_time(connection: &quic::Connection) -> bool {
+    let direct = tokio::time::timeout(DIRECT_TIMEOUT, connection.direct()).await;
+    let is_direct = direct == Ok(Ok(()));
+    if !is_direct {
+        connection.close(CODE_DENIED, "no direct path, and no other may be used");
+    }
+    is_direct
+}
+
 /// Tasks that an endpoint under load keeps busy.
 fn hands_max() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(HANDS_MAX)
@@ -234,6 +303,7 @@ impl Drop for Endpoint {
 struct Acceptor {
     quic: Arc<quic::Endpoint>,
     timeout: Duration,
+    strategy: Strategy,
     guard: SharedGuard,
     loading: Arc<Loading>,
     accepted: mpsc::Sender<Connected>,
@@ -253,6 +323,10 @@ impl Acceptor {
                         tokio::time::sleep(pause).await;
                     }
                     let Some(incoming) = self.quic.incoming().await else { return };
+                    if !self.quic.wants(&incoming) {
+                        incoming.ignore();
+                        continue;
+                    }
                     let (ip, is_proved) = (incoming.remote().ip(), incoming.is_validated());
                     let verdict = lock(&self.guard).decide(Instant::now(), ip, is_proved);
                     match verdict {
@@ -271,10 +345,11 @@ impl Acceptor {
         let mut slot = Slot { guard: Arc::clone(&self.guard), id, outcome: Outcome::Failed };
         let (timeout, accepted) = (self.timeout, self.accepted.clone());
         let (crew, closed) = (self.crew.clone(), self.closed.clone());
-        let loading = Arc::clone(&self.loading);
+        let (loading, quic) = (Arc::clone(&self.loading), Arc::clone(&self.quic));
+        let strategy = self.strategy;
         let running = self.tasks.track_future(async move {
             let handshake = async {
-                let connection = match incoming.accept(timeout).await {
+                let connection = match quic.accept(incoming, timeout).await {
                     Ok(connection) => connection,
                     Err(error) => {
                         tracing::debug!(?error, "handshake of a peer failed");
@@ -293,7 +368,17 @@ impl Acceptor {
                     connection.close(CODE_LIMIT, &reason);
                     return;
                 }
-                let connected = Connected::new(connection, false, crew, loading);
+                let must_be_direct = connection.is_peer_link() && strategy == Strategy::DirectOnly;
+                let (direct, peers) = (connection.clone(), quic.peers().cloned());
+                let connected = Connected::new(connection, false, crew.clone(), loading, peers);
+                if must_be_direct {
+                    crew.spawn(async move {
+                        if is_direct_in_time(&direct).await {
+                            accepted.send(connected).await.ok();
+                        }
+                    });
+                    return;
+                }
                 // Fails when the endpoint is gone; the peer is closed by that.
                 accepted.send(connected).await.ok();
             };

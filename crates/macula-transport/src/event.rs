@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use macula_proto::id::{LinkId, StreamId};
 use macula_proto::wire::frame::{Channel, RawFrame};
 
@@ -43,6 +44,9 @@ pub enum LinkEventKind {
         /// Which.
         stream: StreamId,
     },
+    /// Datagrams came, in this order, some perhaps lost: packets that a gateway is to relay. Not
+    /// told by an endpoint that has peers: those are for its own relay.
+    Datagrams(Vec<Bytes>),
     /// The smoothed round-trip time: once at the start, then at most once a second while the link
     /// is in use, when it changed by more than a fifth.
     Rtt(Duration),

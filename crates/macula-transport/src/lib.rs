@@ -46,11 +46,13 @@ mod stream;
 mod sync;
 
 pub use backoff::{Backoff, DEFAULT_BACKOFF_FIRST, DEFAULT_BACKOFF_MAX};
-pub use dial::{AttemptError, DialError, Target};
+pub use dial::{AttemptError, DialError, PeerError, Target};
 pub use endpoint::{Endpoint, EndpointConfig, MTU_MAX};
 pub use event::{DownReason, LinkEvent, LinkEventKind};
 pub use gate::{READ_AHEAD_BYTES_MAX, ReadPermit};
 pub use guard::{HandshakeLimits, HandshakeStats};
 pub use key::{RandomnessError, SecretKey};
-pub use link::{Connected, Link, SEND_QUEUE_BYTES_MAX};
+pub use link::{Connected, Link, PathWatch, SEND_QUEUE_BYTES_MAX};
+pub use macula_nat::path::Strategy;
+pub use quic::{PathInfo, PathKind, Traffic};
 pub use socket::BindError;

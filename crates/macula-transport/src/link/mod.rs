@@ -7,14 +7,16 @@ mod writer;
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use macula_proto::id::{EndpointId, LinkId, StreamId};
 use macula_proto::limits;
 use macula_proto::wire::frame::{Channel, Class, Frame};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use macula_proto::wire::relay::Datagram;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,7 +26,7 @@ use crate::event::{DownReason, LinkEvent, LinkEventKind};
 use crate::gate::Gate;
 use crate::loading::Loading;
 use crate::queue::{End, Pushed, Queue};
-use crate::quic::{Connection, Lost};
+use crate::quic::{Connection, Lost, PathInfo, Peers, Selected};
 use crate::stream::{Lookup, Stream, Streams};
 use crate::sync::lock;
 use writer::LaneStreams;
@@ -43,6 +45,9 @@ const PEER_GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// The round-trip time is looked at so often, on a link in use.
 const RTT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Datagrams taken in one read.
+const DATAGRAMS_MAX: usize = 16;
 
 /// First byte of the control stream.
 const TYPE_CONTROL: u8 = 0x01;
@@ -71,6 +76,7 @@ pub struct Connected {
     remote: SocketAddr,
     crew: Crew,
     loading: Arc<Loading>,
+    peers: Option<Arc<Peers>>,
 }
 
 impl Connected {
@@ -79,9 +85,10 @@ impl Connected {
         dialled: bool,
         crew: Crew,
         loading: Arc<Loading>,
+        peers: Option<Arc<Peers>>,
     ) -> Self {
         let remote = connection.remote().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
-        Self { connection, dialled, remote, crew, loading }
+        Self { connection, dialled, remote, crew, loading, peers }
     }
 
     /// Who it is.
@@ -97,6 +104,11 @@ impl Connected {
     /// Whether this side dialled.
     pub fn dialled(&self) -> bool {
         self.dialled
+    }
+
+    /// Whether this is a link between peers, over the relay of their gateway or directly.
+    pub fn is_peer_link(&self) -> bool {
+        self.connection.is_peer_link()
     }
 
     /// Closes the connection at once.
@@ -116,6 +128,8 @@ impl Connected {
             remote: self.remote,
             crew: self.crew,
             loading: self.loading,
+            peers: self.peers,
+            next_packet: AtomicU16::new(0),
             events,
             incoming: Gates::default(),
             outgoing: Queues::default(),
@@ -179,6 +193,30 @@ impl Link {
     /// Whether this side dialled.
     pub fn dialled(&self) -> bool {
         self.shared().dialled
+    }
+
+    /// Which path a link between peers takes and what its paths have carried; `None`: it is a link
+    /// to or of a gateway.
+    pub fn path(&self) -> Option<PathInfo> {
+        self.shared().connection.path_info()
+    }
+
+    /// Tells when the path changes, and ends with the link; does not keep the link. `None`: as
+    /// [`Self::path`].
+    pub fn watch_path(&self) -> Option<PathWatch> {
+        self.shared().connection.watch_path().map(|changes| PathWatch { changes })
+    }
+
+    /// Queues a relayed packet, in the order of calls. Returns how many packets were dropped for
+    /// want of room: the oldest that wait, or this one if it is too large.
+    pub fn send_datagram(&self, datagram: Datagram) -> u64 {
+        let shared = self.shared();
+        let number = shared.next_packet.fetch_add(1, Ordering::Relaxed);
+        shared.connection.send_datagram(datagram, number)
+    }
+
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.shared().connection
     }
 
     /// Queues a frame. A [`Channel::Stream`] with an even id that was never used is opened by it;
@@ -258,6 +296,28 @@ impl Link {
     }
 }
 
+/// Tells of changes of a link's path.
+#[derive(Clone, Debug)]
+pub struct PathWatch {
+    changes: watch::Receiver<(u32, Selected)>,
+}
+
+impl PathWatch {
+    /// The path now: its kind, and the peer's address when it is direct.
+    pub fn now(&self) -> Selected {
+        self.changes.borrow().1
+    }
+
+    /// Waits for the next change; `None`: the link is gone.
+    ///
+    /// # Cancel safety
+    /// Safe: no change is lost.
+    pub async fn changed(&mut self) -> Option<Selected> {
+        self.changes.changed().await.ok()?;
+        Some(self.changes.borrow_and_update().1)
+    }
+}
+
 /// The readers' gates of all channels that always exist.
 #[derive(Debug, Default)]
 struct Gates {
@@ -298,6 +358,10 @@ struct Shared {
     bulk_readers: Semaphore,
     /// What large frames of all links hold before they are complete.
     loading: Arc<Loading>,
+    /// Set where datagrams are for this endpoint itself.
+    peers: Option<Arc<Peers>>,
+    /// Number of the next packet that is sent in two datagrams.
+    next_packet: AtomicU16,
     /// Tasks that write bulk frames.
     bulk_writers: Mutex<usize>,
     /// The core wants the lanes read.
@@ -498,7 +562,7 @@ async fn serve(shared: &Arc<Shared>) -> Option<DownReason> {
         tokio::join!(report_rtt(shared), async {
             shared.lanes_open.cancelled().await;
             shared.connection.admit();
-            tokio::join!(accept_unis(shared), accept_bis(shared))
+            tokio::join!(accept_unis(shared), accept_bis(shared), read_datagrams(shared))
         });
     }
     shared.connection.closed().await
@@ -530,6 +594,22 @@ async fn accept_unis(shared: &Arc<Shared>) {
 async fn accept_bis(shared: &Arc<Shared>) {
     while let Ok((send, recv)) = shared.connection.accept_bi().await {
         shared.spawn(reader::run_bi(Arc::clone(shared), send, recv));
+    }
+}
+
+/// Takes relayed packets: on the link to the gateway they are for this endpoint, at the gateway they
+/// are for whoever runs it.
+async fn read_datagrams(shared: &Arc<Shared>) {
+    if shared.connection.is_peer_link() {
+        return;
+    }
+    let mut datagrams = vec![Bytes::new(); DATAGRAMS_MAX];
+    while let Ok(count) = shared.connection.read_datagrams(&mut datagrams).await {
+        let came = datagrams.iter_mut().take(count).map(std::mem::take);
+        match &shared.peers {
+            Some(peers) => came.for_each(|it| shared.connection.take_relayed(peers, &it)),
+            None => shared.emit(LinkEventKind::Datagrams(came.collect())).await,
+        }
     }
 }
 

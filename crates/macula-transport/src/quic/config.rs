@@ -33,10 +33,10 @@ const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 /// acknowledgement is a packet of its own and costs both sides as much as a small message. More
 /// than this would not fit the first congestion window, so that it had to wait for the delay.
 const UNACKED_PACKETS_MAX: u32 = 8;
-/// Paths of one connection, for relayed and direct ones side by side.
+/// Paths of one link between peers, relayed and direct ones side by side.
 const PATHS_MAX: u32 = 8;
-/// Addresses that a peer may offer for direct paths.
-const PEER_ADDRESSES_MAX: u8 = 32;
+/// Addresses that a peer may offer for direct paths: as many as there are candidates of all kinds.
+const PEER_ADDRESSES_MAX: u8 = 18;
 /// At most one stateless reset in this time. Resets are smaller than what provokes them and only
 /// answer connection ids of our making, so that a low bound is safe; after a restart each of
 /// thousands of peers needs one.
@@ -91,9 +91,30 @@ pub(super) fn server(
 ) -> Result<noq::ServerConfig, noq::crypto::rustls::NoInitialCipherSuite> {
     let tls = noq::crypto::rustls::QuicServerConfig::try_from(tls)?;
     let mut transport = transport(settings, 1);
+    with_relay(&mut transport);
     // One direction only: with both, a client that writes address reports into 0-RTT packets
     // would hang on reconnecting.
     transport.send_observed_address_reports(true);
+    Ok(server_with(tls, key, transport))
+}
+
+/// Settings of connections that peers dialled.
+pub(super) fn peer_server(
+    tls: Arc<rustls::ServerConfig>,
+    key: &SecretKey,
+    settings: &EndpointConfig,
+) -> Result<noq::ServerConfig, noq::crypto::rustls::NoInitialCipherSuite> {
+    let tls = noq::crypto::rustls::QuicServerConfig::try_from(tls)?;
+    let mut transport = transport(settings, 1);
+    with_paths(&mut transport, settings);
+    Ok(server_with(tls, key, transport))
+}
+
+fn server_with(
+    tls: noq::crypto::rustls::QuicServerConfig,
+    key: &SecretKey,
+    transport: noq::TransportConfig,
+) -> noq::ServerConfig {
     let token_key = TokenKey::new(&key.derive("quic address token"));
     let mut config = noq::ServerConfig::new(Arc::new(tls), Arc::new(token_key));
     config
@@ -101,14 +122,39 @@ pub(super) fn server(
         .max_incoming(INCOMING_MAX)
         .incoming_buffer_size(INCOMING_BYTES_MAX)
         .incoming_buffer_size_total(INCOMING_TOTAL_BYTES_MAX);
-    Ok(config)
+    config
 }
 
 /// Settings of dialled connections.
 pub(super) fn client(settings: &EndpointConfig) -> noq::TransportConfig {
     let mut transport = transport(settings, 0);
+    with_relay(&mut transport);
     transport.receive_observed_address_reports(true);
     transport
+}
+
+/// Settings of connections to peers.
+pub(super) fn peer_client(settings: &EndpointConfig) -> noq::TransportConfig {
+    let mut transport = transport(settings, 0);
+    with_paths(&mut transport, settings);
+    transport
+}
+
+/// Relayed packets travel as datagrams between an endpoint and its gateway.
+fn with_relay(transport: &mut noq::TransportConfig) {
+    transport
+        .datagram_receive_buffer_size(Some(limits::RELAY_QUEUE_BYTES_MAX))
+        .datagram_send_buffer_size(limits::RELAY_QUEUE_BYTES_MAX);
+}
+
+/// A link between peers has several paths, all of which are kept alive from both ends. Others have
+/// one, and save the memory.
+fn with_paths(transport: &mut noq::TransportConfig, settings: &EndpointConfig) {
+    transport
+        .max_concurrent_multipath_paths(PATHS_MAX)
+        .max_remote_nat_traversal_addresses(PEER_ADDRESSES_MAX)
+        .default_path_keep_alive_interval(Some(settings.keep_alive))
+        .default_path_max_idle_timeout(Some(settings.idle_timeout));
 }
 
 /// What both sides have in common; `bis` is how many bidirectional streams the peer may open
@@ -129,9 +175,7 @@ fn transport(settings: &EndpointConfig, bis: u32) -> noq::TransportConfig {
         .datagram_receive_buffer_size(None)
         .mtu_discovery_config(Some(discovery))
         .keep_alive_interval(Some(settings.keep_alive))
-        .max_idle_timeout(settings.idle_timeout.try_into().ok())
-        .max_concurrent_multipath_paths(PATHS_MAX)
-        .max_remote_nat_traversal_addresses(PEER_ADDRESSES_MAX);
+        .max_idle_timeout(settings.idle_timeout.try_into().ok());
     config
 }
 

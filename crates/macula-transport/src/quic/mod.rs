@@ -1,25 +1,44 @@
 //! Everything that knows which QUIC stack this is. Nothing outside this module names it.
 
 mod config;
+mod magic;
+mod paths;
 mod runtime;
 mod sieve;
 mod tls;
 
+use std::fmt;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use macula_nat::path::{Candidates, Kind, Side, Strategy};
 use macula_proto::id::EndpointId;
 use macula_proto::limits;
 use macula_proto::wire::frame::Class;
-use noq::{ConnectionError, PathId, Runtime, VarInt};
+use macula_proto::wire::relay::{Datagram, Unreachable};
+use noq::{AsyncUdpSocket, ConnectionError, PathId, Runtime, UdpSender, VarInt};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::{oneshot, watch};
 
 use crate::crew::Crew;
 use crate::endpoint::EndpointConfig;
 use crate::event::DownReason;
+use crate::sync::lock;
+use magic::Magic;
+use paths::PathState;
+pub(crate) use paths::Selected;
+pub use paths::{PathInfo, PathKind, Traffic};
+
+/// Addresses of interfaces are looked up so often while they matter.
+const INTERFACES_INTERVAL: Duration = Duration::from_secs(3);
+/// Close code of a peer that is not who it says; the protocol's `Denied`.
+const CODE_DENIED: u16 = 8;
 
 /// A QUIC endpoint with its identity.
 #[derive(Debug)]
@@ -30,6 +49,46 @@ pub(crate) struct Endpoint {
     /// Kept over dials: lets servers that are flooded skip the extra round trip.
     tokens: Arc<noq::TokenMemoryCache>,
     junk: Arc<AtomicU64>,
+    accepts_all: bool,
+    peers: Option<Arc<Peers>>,
+    crew: Crew,
+}
+
+/// What links between peers share.
+pub(crate) struct Peers {
+    magic: Arc<Magic>,
+    /// Sends beside QUIC.
+    sender: Mutex<Pin<Box<dyn UdpSender>>>,
+    server: Arc<noq::ServerConfig>,
+    client_transport: Arc<noq::TransportConfig>,
+    strategy: Strategy,
+    /// The port that host candidates have.
+    port: u16,
+    known: Mutex<Candidates>,
+    /// What is offered to peers.
+    candidates: watch::Sender<Vec<SocketAddr>>,
+    /// Whether there is a gateway that relays.
+    relay: watch::Sender<bool>,
+    /// Somebody looks at the interfaces.
+    watches: AtomicBool,
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peers").field("strategy", &self.strategy).finish_non_exhaustive()
+    }
+}
+
+impl Peers {
+    /// Says what is known of one kind of candidates now.
+    fn set_candidates(&self, kind: Kind, addrs: &[SocketAddr], near: bool) {
+        let mut known = lock(&self.known);
+        if known.set(kind, addrs, near) {
+            let addrs = known.addrs();
+            tracing::debug!(?kind, ?addrs, "candidates");
+            self.candidates.send_replace(addrs);
+        }
+    }
 }
 
 /// Why a handshake did not work out.
@@ -58,7 +117,7 @@ impl Endpoint {
     ) -> io::Result<Self> {
         let tls = tls::Tls::new(&settings.key).map_err(io::Error::other)?;
         let port = socket.local_addr()?.port();
-        let server = if settings.accept {
+        let server = if settings.accept || settings.peers {
             let server = config::server(tls.server(), &settings.key, settings);
             Some(server.map_err(io::Error::other)?)
         } else {
@@ -66,14 +125,51 @@ impl Endpoint {
         };
         let runtime = Arc::new(runtime::Runtime(crew.clone()));
         let (socket, junk) = sieve::Sieve::around(runtime.wrap_udp_socket(socket)?);
+        let mut socket: Box<dyn AsyncUdpSocket> = Box::new(socket);
+        let mut peers = None;
+        if settings.peers {
+            let mut random = [0; 5];
+            let filled = SystemRandom::new().fill(&mut random);
+            filled.map_err(|_| io::Error::other("the system gives no random bytes"))?;
+            let (magic, relayed) = Magic::new(random);
+            let magical = magic::MagicSocket::around(socket, Arc::clone(&magic), relayed)?;
+            let server = config::peer_server(tls.server(), &settings.key, settings);
+            peers = Some(Arc::new(Peers {
+                magic,
+                sender: Mutex::new(magical.sender()),
+                server: Arc::new(server.map_err(io::Error::other)?),
+                client_transport: Arc::new(config::peer_client(settings)),
+                strategy: settings.strategy,
+                port,
+                known: Mutex::default(),
+                candidates: watch::Sender::default(),
+                relay: watch::Sender::default(),
+                watches: AtomicBool::new(false),
+            }));
+            socket = Box::new(magical);
+        }
         let endpoint = noq::Endpoint::new_with_abstract_socket(
             config::endpoint(&settings.key, port, settings.mtu_max),
             server,
-            Box::new(socket),
+            socket,
             runtime,
         )?;
         let client_transport = Arc::new(config::client(settings));
-        Ok(Self { endpoint, tls, client_transport, tokens: Arc::default(), junk })
+        Ok(Self {
+            endpoint,
+            tls,
+            client_transport,
+            tokens: Arc::default(),
+            junk,
+            accepts_all: settings.accept,
+            peers,
+            crew: crew.clone(),
+        })
+    }
+
+    /// What links between peers share; `None`: this endpoint has none.
+    pub(crate) fn peers(&self) -> Option<&Arc<Peers>> {
+        self.peers.as_ref()
     }
 
     /// Datagrams that were dropped unseen.
@@ -92,13 +188,6 @@ impl Endpoint {
         addr: SocketAddr,
         timeout: Duration,
     ) -> Result<Connection, HandshakeError> {
-        let server_key = self.tls.server_key(expected);
-        let crypto = self.tls.client(&server_key);
-        let crypto = noq::crypto::rustls::QuicClientConfig::try_from(crypto)
-            .map_err(|error| HandshakeError::Failed { reason: error.to_string() })?;
-        let mut config = noq::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::clone(&self.client_transport));
-        config.token_store(Arc::clone(&self.tokens) as Arc<dyn noq::TokenStore>);
         // Never sent (SNI is off); it only keeps the address tokens of different servers apart.
         let name = match expected {
             Some(id) => format!("{id}.macula"),
@@ -107,14 +196,79 @@ impl Endpoint {
                 IpAddr::V6(ip) => format!("{:032x}.any.macula", u128::from(ip)),
             },
         };
-        let connecting = self.endpoint.connect_with(config, addr, &name);
+        let transport = Arc::clone(&self.client_transport);
+        let connection = self.connect(expected, addr, &name, transport, timeout).await?;
+        Connection::new(connection)
+    }
+
+    /// Dials a peer through the gateway. Dropping the future abandons the attempt.
+    pub(crate) async fn dial_peer(
+        &self,
+        id: EndpointId,
+        timeout: Duration,
+    ) -> Result<Connection, HandshakeError> {
+        let unusable = |reason: &str| HandshakeError::Unusable { reason: reason.to_owned() };
+        let peers = self.peers.as_ref().ok_or_else(|| unusable("this endpoint has no peers"))?;
+        if !peers.magic.has_relay() {
+            return Err(unusable("no gateway is connected that could relay"));
+        }
+        let berth = peers.magic.pin(id).ok_or_else(|| unusable("too many peers at once"))?;
+        let transport = Arc::clone(&peers.client_transport);
+        let name = format!("{id}.macula");
+        let connection = self.connect(Some(id), berth.addr, &name, transport, timeout).await?;
+        self.manage(connection, PathState::new(berth), Side::Client)
+    }
+
+    /// Hears when the gateway cannot reach a peer that is dialled.
+    pub(crate) fn on_unreachable(&self, id: EndpointId) -> Option<oneshot::Receiver<Unreachable>> {
+        self.peers.as_ref().map(|peers| peers.magic.on_unreachable(id))
+    }
+
+    /// Runs the paths of a new link between peers.
+    fn manage(
+        &self,
+        connection: noq::Connection,
+        state: Arc<PathState>,
+        side: Side,
+    ) -> Result<Connection, HandshakeError> {
+        let mut connection = Connection::new(connection)?;
+        if let Some(peers) = &self.peers {
+            let (strategy, peers) = (peers.strategy, Arc::clone(peers));
+            let quic = &connection.connection;
+            let managing =
+                paths::manage(quic, side, strategy, Arc::clone(&state), Arc::clone(&peers));
+            self.crew.spawn(managing);
+            if !peers.watches.swap(true, Ordering::AcqRel) {
+                self.crew.spawn(watch_interfaces(peers));
+            }
+            connection.paths = Some(state);
+        }
+        Ok(connection)
+    }
+
+    async fn connect(
+        &self,
+        expected: Option<EndpointId>,
+        addr: SocketAddr,
+        name: &str,
+        transport: Arc<noq::TransportConfig>,
+        timeout: Duration,
+    ) -> Result<noq::Connection, HandshakeError> {
+        let server_key = self.tls.server_key(expected);
+        let crypto = self.tls.client(&server_key);
+        let crypto = noq::crypto::rustls::QuicClientConfig::try_from(crypto)
+            .map_err(|error| HandshakeError::Failed { reason: error.to_string() })?;
+        let mut config = noq::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(transport);
+        config.token_store(Arc::clone(&self.tokens) as Arc<dyn noq::TokenStore>);
+        let connecting = self.endpoint.connect_with(config, addr, name);
         let connecting = connecting.map_err(|error| match error {
             noq::ConnectError::EndpointStopping => HandshakeError::Closed,
             other => HandshakeError::Unusable { reason: other.to_string() },
         })?;
         match tokio::time::timeout(timeout, connecting).await {
             Err(_elapsed) => Err(HandshakeError::Timeout),
-            Ok(Ok(connection)) => Connection::new(connection),
+            Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(match server_key.mismatch() {
                 Some((expected, found)) => HandshakeError::WrongKey { expected, found },
                 None => HandshakeError::from(error),
@@ -124,7 +278,57 @@ impl Endpoint {
 
     /// The next connection attempt; `None` once the endpoint is closed. Cancel-safe.
     pub(crate) async fn incoming(&self) -> Option<Incoming> {
-        self.endpoint.accept().await.map(Incoming)
+        let incoming = self.endpoint.accept().await?;
+        let remote = incoming.remote_address();
+        let peers = self.peers.as_ref().filter(|peers| peers.magic.owns(&remote));
+        let peer = peers.and_then(|peers| peers.magic.peer(&remote));
+        Some(Incoming { incoming, peer })
+    }
+
+    /// Whether an attempt may be looked at: an endpoint that only has peers takes them only.
+    pub(crate) fn wants(&self, incoming: &Incoming) -> bool {
+        self.accepts_all || incoming.peer.is_some()
+    }
+
+    /// Completes the handshake of an attempt. Dropping the future abandons it.
+    pub(crate) async fn accept(
+        &self,
+        incoming: Incoming,
+        timeout: Duration,
+    ) -> Result<Connection, HandshakeError> {
+        let Incoming { incoming, peer } = incoming;
+        let (Some(peers), Some(id)) = (&self.peers, peer) else {
+            let accepting = tokio::time::timeout(timeout, incoming.accept()?).await;
+            return Connection::new(accepting.map_err(|_elapsed| HandshakeError::Timeout)??);
+        };
+        let unusable = || HandshakeError::Unusable { reason: "too many peers at once".into() };
+        let berth = peers.magic.pin(id).ok_or_else(unusable)?;
+        let accepting = incoming.accept_with(Arc::clone(&peers.server))?;
+        let accepting = tokio::time::timeout(timeout, accepting).await;
+        let connection = accepting.map_err(|_elapsed| HandshakeError::Timeout)??;
+        let connection = self.manage(connection, PathState::new(berth), Side::Server)?;
+        if connection.peer != id {
+            // The gateway lies, or somebody relays through another endpoint's link.
+            connection.close(CODE_DENIED, "packets came in another endpoint's name");
+            return Err(HandshakeError::WrongKey { expected: id, found: connection.peer });
+        }
+        Ok(connection)
+    }
+
+    /// Packets for peers go out over `gateway` from now on, and those that come from there are
+    /// taken for theirs. Tells what address the gateway sees us at.
+    pub(crate) fn relay_through(&self, gateway: &Connection) {
+        let Some(peers) = &self.peers else { return };
+        peers.magic.relay_through(Some(&gateway.connection));
+        peers.relay.send_replace(true);
+        let follow = follow_gateway(&gateway.connection, Arc::clone(peers));
+        self.crew.spawn(follow);
+    }
+
+    /// So many packets from or to peers were dropped here, and so many from the wire that claimed
+    /// to be of a peer.
+    pub(crate) fn relay_drops(&self) -> (u64, u64) {
+        self.peers.as_ref().map(|peers| peers.magic.drops()).unwrap_or_default()
     }
 
     /// Closes all connections and takes no more.
@@ -138,43 +342,100 @@ impl Endpoint {
     }
 }
 
+/// Follows what a gateway says of our address until its link ends.
+fn follow_gateway(
+    gateway: &noq::Connection,
+    peers: Arc<Peers>,
+) -> impl Future<Output = ()> + Send + 'static {
+    let (weak, closed) = (gateway.weak_handle(), gateway.on_closed());
+    let mut observed = gateway.observed_external_addr();
+    let remote = gateway.path(PathId::ZERO).and_then(|path| path.remote_address().ok());
+    let is_near = remote.is_some_and(|remote| canonical(remote).ip().is_loopback());
+    async move {
+        let follow = async {
+            while let Some(addr) = paths::next(&mut observed).await {
+                if magic::is_real(&addr) {
+                    peers.set_candidates(Kind::ServerReflexive, &[addr], is_near);
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            _ended = closed => {}
+            () = follow => {}
+        }
+        // Unless another one has taken its place.
+        if weak.upgrade().is_none_or(|gateway| peers.magic.is_relay(&gateway))
+            && !peers.magic.has_relay()
+        {
+            peers.relay.send_replace(false);
+        }
+    }
+}
+
+/// Keeps host candidates up to date as long as there are links to peers.
+async fn watch_interfaces(peers: Arc<Peers>) {
+    loop {
+        let interfaces = tokio::task::spawn_blocking(if_addrs::get_if_addrs).await;
+        match interfaces {
+            Ok(Ok(interfaces)) => {
+                let usable = interfaces.iter().filter(|it| !it.is_loopback() && it.is_oper_up());
+                let mut addrs: Vec<SocketAddr> =
+                    usable.map(|it| SocketAddr::new(it.ip(), peers.port)).collect();
+                // Public ones first, as only so many are offered.
+                addrs.sort_by_key(|addr| (macula_nat::path::is_private(*addr), *addr));
+                peers.set_candidates(Kind::Host, &addrs, false);
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "interfaces are not known"),
+            Err(_ended) => return,
+        }
+        tokio::time::sleep(INTERFACES_INTERVAL).await;
+        if peers.candidates.receiver_count() == 0 {
+            peers.watches.store(false, Ordering::Release);
+            // A link that came meanwhile may have seen that somebody looks.
+            let is_needed = peers.candidates.receiver_count() > 0;
+            if !is_needed || peers.watches.swap(true, Ordering::AcqRel) {
+                return;
+            }
+        }
+    }
+}
+
 /// A connection attempt of a peer.
 #[derive(Debug)]
-pub(crate) struct Incoming(noq::Incoming);
+pub(crate) struct Incoming {
+    incoming: noq::Incoming,
+    /// Who it is by the word of the gateway, if it was relayed.
+    peer: Option<EndpointId>,
+}
 
 impl Incoming {
-    /// Whether the peer has shown that it receives packets at its address.
+    /// Whether the peer has shown that it receives packets at its address. Where a relayed one is
+    /// the gateway knows.
     pub(crate) fn is_validated(&self) -> bool {
-        self.0.remote_address_validated()
+        self.peer.is_some() || self.incoming.remote_address_validated()
     }
 
     /// Where it comes from, or says so.
     pub(crate) fn remote(&self) -> SocketAddr {
-        canonical(self.0.remote_address())
+        canonical(self.incoming.remote_address())
     }
 
     /// Says no.
     pub(crate) fn refuse(self) {
-        self.0.refuse();
+        self.incoming.refuse();
     }
 
     /// Says nothing.
     pub(crate) fn ignore(self) {
-        self.0.ignore();
+        self.incoming.ignore();
     }
 
     /// Makes the peer show that; costs it a round trip and us nothing.
     pub(crate) fn validate(self) {
-        if let Err(error) = self.0.retry() {
+        if let Err(error) = self.incoming.retry() {
             error.into_incoming().ignore();
-        }
-    }
-
-    /// Completes the handshake. Dropping the future abandons it.
-    pub(crate) async fn accept(self, timeout: Duration) -> Result<Connection, HandshakeError> {
-        match tokio::time::timeout(timeout, self.0.accept()?).await {
-            Err(_elapsed) => Err(HandshakeError::Timeout),
-            Ok(connection) => Connection::new(connection?),
         }
     }
 }
@@ -200,6 +461,8 @@ impl From<ConnectionError> for HandshakeError {
 pub(crate) struct Connection {
     connection: noq::Connection,
     peer: EndpointId,
+    /// Of a link between peers.
+    paths: Option<Arc<PathState>>,
 }
 
 /// The connection is gone; [`Connection::closed`] says why.
@@ -215,7 +478,7 @@ impl Connection {
             })
             .and_then(|keys| tls::id_of_spki(keys.first()?));
         match peer {
-            Some(peer) => Ok(Self { connection, peer }),
+            Some(peer) => Ok(Self { connection, peer, paths: None }),
             None => Err(HandshakeError::Failed { reason: "the peer has shown no key".into() }),
         }
     }
@@ -226,11 +489,61 @@ impl Connection {
 
     /// Where the peer's packets come from, as far as one address says it.
     pub(crate) fn remote(&self) -> Option<SocketAddr> {
-        self.connection.path(PathId::ZERO)?.remote_address().ok().map(canonical)
+        self.connection.path(self.path_id())?.remote_address().ok().map(canonical)
     }
 
     pub(crate) fn rtt(&self) -> Option<Duration> {
-        self.connection.rtt(PathId::ZERO)
+        self.connection.rtt(self.path_id())
+    }
+
+    fn path_id(&self) -> PathId {
+        self.paths.as_ref().map_or(PathId::ZERO, |paths| paths.path_id())
+    }
+
+    /// Which path the packets take, and what all have carried; `None`: not a link between peers.
+    pub(crate) fn path_info(&self) -> Option<PathInfo> {
+        self.paths.as_ref().map(|paths| paths.info(&self.connection))
+    }
+
+    /// Waits until the path is direct. Cancel-safe.
+    pub(crate) async fn direct(&self) -> Result<(), Lost> {
+        let Some(mut watch) = self.watch_path() else { return Ok(()) };
+        tokio::select! {
+            biased;
+            _down = self.connection.closed() => Err(Lost),
+            direct = watch.wait_for(|(_, (kind, _))| *kind == PathKind::Direct) => {
+                direct.map(|_| ()).map_err(|_| Lost)
+            }
+        }
+    }
+
+    /// Tells of changes of the path; `None`: not a link between peers.
+    pub(crate) fn watch_path(&self) -> Option<watch::Receiver<(u32, Selected)>> {
+        self.paths.as_ref().map(|paths| paths.watch())
+    }
+
+    /// Whether both ends are peers, and no end a gateway.
+    pub(crate) fn is_peer_link(&self) -> bool {
+        self.paths.is_some()
+    }
+
+    /// Queues a datagram; returns how many had to be dropped.
+    pub(crate) fn send_datagram(&self, datagram: Datagram, number: u16) -> u64 {
+        u64::from(magic::send(&self.connection, datagram, number) != magic::Sent::Queued)
+    }
+
+    /// Takes datagrams of the peer. Cancel-safe.
+    pub(crate) async fn read_datagrams(&self, out: &mut [Bytes]) -> Result<usize, Lost> {
+        self.connection.read_many_datagrams(out).await.map_err(|_| Lost)
+    }
+
+    /// Takes a datagram to be of the gateway, if this is the link to it.
+    pub(crate) fn take_relayed(&self, peers: &Peers, datagram: &Bytes) {
+        if peers.magic.is_relay(&self.connection)
+            && let Some(datagram) = Datagram::decode(datagram)
+        {
+            peers.magic.on_datagram(datagram);
+        }
     }
 
     /// Lets the peer open other streams than the first.
@@ -240,7 +553,7 @@ impl Connection {
 
     /// Sends a packet now, with the acknowledgements that wait for one.
     pub(crate) fn ping(&self) {
-        if let Some(path) = self.connection.path(PathId::ZERO) {
+        if let Some(path) = self.connection.path(self.path_id()) {
             // A closed path needs none.
             let _closed = path.ping();
         }

@@ -29,7 +29,7 @@ const FIXED: u8 = 0x40;
 const VERSIONS: [[u8; 4]; 2] = [[0, 0, 0, 1], [0, 0, 0, 0]];
 
 /// Whether a datagram is worth QUIC's time.
-fn is_plausible(datagram: &[u8]) -> bool {
+pub(super) fn is_plausible(datagram: &[u8]) -> bool {
     match datagram {
         [first, version @ ..] if first & LONG != 0 => {
             // The offer of versions leaves the fixed bit to chance.

@@ -5,4 +5,5 @@
 mod connect;
 mod flow;
 mod frames;
+mod peers;
 mod support;

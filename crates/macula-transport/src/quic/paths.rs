@@ -1,0 +1,476 @@
+//! The paths of a link between peers: runs [`Selector`] on a connection.
+
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_core::Stream;
+use macula_nat::path::{Action, Class, Input, PathKey, Sample, Selector, Side, Strategy};
+use macula_proto::Time;
+use noq::udp::Transmit;
+use noq::{PathEvent, PathId, PathStats, PathStatus, VarInt};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::magic::Berth;
+use super::{Peers, canonical};
+use crate::sync::lock;
+
+/// A first packet is not held back for less: the timer is no finer.
+const GATE_MIN: Duration = Duration::from_millis(2);
+/// ... and not for longer, whatever the relay's round trip seems to be.
+const GATE_MAX: Duration = Duration::from_millis(500);
+/// Paths that are looked for beyond the newest known when events were lost.
+const SCAN: u32 = 64;
+/// Close code when a link may not use what paths are left; the protocol's `Denied`.
+const CODE_NO_PATH: u16 = 8;
+
+/// What sort of path a link's packets take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PathKind {
+    /// Through the gateway.
+    Relayed,
+    /// From endpoint to endpoint.
+    Direct,
+}
+
+impl PathKind {
+    /// Its name in output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Relayed => "relayed",
+            Self::Direct => "direct",
+        }
+    }
+}
+
+/// UDP payload bytes, QUIC's own included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Sent.
+    pub sent: u64,
+    /// Received.
+    pub received: u64,
+}
+
+impl Traffic {
+    fn add(&mut self, stats: &PathStats) {
+        self.sent += stats.udp_tx.bytes;
+        self.received += stats.udp_rx.bytes;
+    }
+}
+
+/// The path of a link now, and what its paths have carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PathInfo {
+    /// Which sort.
+    pub kind: PathKind,
+    /// The peer's address; `None` when relayed.
+    pub remote: Option<SocketAddr>,
+    /// Smoothed round-trip time of the path; `None` once the link is down.
+    pub rtt: Option<Duration>,
+    /// What went through the gateway.
+    pub relayed: Traffic,
+    /// What went directly.
+    pub direct: Traffic,
+}
+
+/// Which path is in use: what changes of it are worth telling.
+pub(crate) type Selected = (PathKind, Option<SocketAddr>);
+
+/// What a connection knows of its paths.
+#[derive(Debug)]
+pub(crate) struct PathState {
+    /// The peer's synthetic address is its own as long as this lives.
+    berth: Berth,
+    selected: watch::Sender<(PathKey, Selected)>,
+    ledger: Mutex<Ledger>,
+}
+
+#[derive(Debug, Default)]
+struct Ledger {
+    live: BTreeMap<PathKey, PathKind>,
+    relayed: Traffic,
+    direct: Traffic,
+}
+
+impl PathState {
+    pub(super) fn new(berth: Berth) -> Arc<Self> {
+        let live = [(0, PathKind::Relayed)].into();
+        Arc::new(Self {
+            berth,
+            selected: watch::Sender::new((0, (PathKind::Relayed, None))),
+            ledger: Mutex::new(Ledger { live, ..Ledger::default() }),
+        })
+    }
+
+    /// QUIC's number of the path in use.
+    pub(super) fn path_id(&self) -> PathId {
+        PathId::from(self.selected.borrow().0)
+    }
+
+    /// Tells of every change of the path in use.
+    pub(crate) fn watch(&self) -> watch::Receiver<(PathKey, Selected)> {
+        self.selected.subscribe()
+    }
+
+    pub(super) fn info(&self, connection: &noq::Connection) -> PathInfo {
+        let (path, (kind, remote)) = *self.selected.borrow();
+        let ledger = lock(&self.ledger);
+        let (mut relayed, mut direct) = (ledger.relayed, ledger.direct);
+        for (path, kind) in &ledger.live {
+            let Some(stats) = connection.path_stats(PathId::from(*path)) else { continue };
+            match kind {
+                PathKind::Relayed => relayed.add(&stats),
+                PathKind::Direct => direct.add(&stats),
+            }
+        }
+        let rtt = connection.rtt(PathId::from(path));
+        PathInfo { kind, remote, rtt, relayed, direct }
+    }
+}
+
+/// Runs the paths of a connection until it ends. Does not keep the connection alive.
+pub(super) fn manage(
+    connection: &noq::Connection,
+    side: Side,
+    strategy: Strategy,
+    state: Arc<PathState>,
+    peers: Arc<Peers>,
+) -> impl Future<Output = ()> + Send + 'static {
+    let manager = Manager {
+        weak: connection.weak_handle(),
+        selector: Selector::new(side, strategy, 0),
+        side,
+        strategy,
+        state,
+        offered: Vec::new(),
+        candidates: peers.candidates.subscribe(),
+        relay: peers.relay.subscribe(),
+        gate: None,
+        started: Instant::now(),
+        peers,
+    };
+    let (events, updates) = (connection.path_events(), connection.nat_traversal_updates());
+    let closed = connection.on_closed();
+    async move {
+        tokio::select! {
+            biased;
+            _ended = closed => {}
+            () = manager.run(events, updates) => {}
+        }
+    }
+}
+
+struct Manager {
+    weak: noq::WeakConnectionHandle,
+    selector: Selector,
+    side: Side,
+    strategy: Strategy,
+    state: Arc<PathState>,
+    /// Candidates that QUIC was told.
+    offered: Vec<SocketAddr>,
+    candidates: watch::Receiver<Vec<SocketAddr>>,
+    relay: watch::Receiver<bool>,
+    /// First packets that are held back, and until when.
+    gate: Option<(u64, Instant)>,
+    started: Instant,
+    peers: Arc<Peers>,
+}
+
+impl Manager {
+    async fn run(mut self, mut events: noq::PathEvents, mut updates: noq::NatTraversalUpdates) {
+        let Some(connection) = self.weak.upgrade() else { return };
+        self.candidates.mark_changed();
+        self.relay.mark_changed();
+        self.rescan(&connection);
+        drop(connection);
+        loop {
+            let Some(connection) = self.weak.upgrade() else { return };
+            self.act(&connection);
+            drop(connection);
+            let (wake, look) = (self.selector.poll_timeout(), self.selector.poll_look());
+            let wake = wake.map(|at| self.instant(at));
+            let look_at = look.map(|(at, _)| self.instant(at));
+            let gate = self.gate.map(|(_, at)| at);
+            let wake_at = [wake, look_at, gate].into_iter().flatten().min();
+            tokio::select! {
+                biased;
+                event = next(&mut events) => match event {
+                    Some(event) => self.on_event(event),
+                    None => return,
+                },
+                update = next(&mut updates) => match update {
+                    Some(_) => self.count_candidates(),
+                    None => return,
+                },
+                changed = self.candidates.changed(), if self.strategy != Strategy::AlwaysRelay => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.offer();
+                }
+                changed = self.relay.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let up = *self.relay.borrow_and_update();
+                    self.feed(Input::Relay { up });
+                }
+                () = sleep(wake_at) => self.on_timer(look),
+            }
+            if self.gate.is_some_and(|(_, at)| at <= Instant::now()) {
+                self.open_gate().await;
+            }
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time::START + self.started.elapsed()
+    }
+
+    fn instant(&self, at: Time) -> Instant {
+        self.started + (at - Time::START)
+    }
+
+    fn feed(&mut self, input: Input) {
+        let now = self.now();
+        self.selector.handle_input(now, input);
+    }
+
+    fn on_timer(&mut self, look: Option<(Time, PathKey)>) {
+        let now = self.now();
+        self.selector.handle_timeout(now);
+        let due = look.filter(|(at, _)| *at <= now).map(|(_, path)| path);
+        let Some((connection, path)) = self.weak.upgrade().zip(due) else { return };
+        if let Some(stats) = connection.path_stats(PathId::from(path)) {
+            let sample = Sample {
+                received: stats.udp_rx.datagrams,
+                eliciting: eliciting(&stats),
+                rtt: stats.rtt,
+            };
+            self.feed(Input::Looked(sample));
+        } else {
+            self.feed(Input::Closed { path });
+        }
+    }
+
+    fn on_event(&mut self, event: Result<PathEvent, noq::Lagged>) {
+        let Some(connection) = self.weak.upgrade() else { return };
+        match event {
+            Ok(PathEvent::Established { id, .. }) => self.on_open(&connection, id),
+            Ok(PathEvent::Abandoned { id, reason, .. }) => {
+                tracing::debug!(%id, ?reason, "path abandoned");
+                self.feed(Input::Closed { path: key(id) });
+            }
+            Ok(PathEvent::Discarded { id, path_stats, .. }) => {
+                let mut ledger = lock(&self.state.ledger);
+                match ledger.live.remove(&key(id)) {
+                    Some(PathKind::Relayed) => ledger.relayed.add(&path_stats),
+                    Some(PathKind::Direct) => ledger.direct.add(&path_stats),
+                    None => {}
+                }
+            }
+            Ok(_) => {}
+            Err(_lagged) => self.rescan(&connection),
+        }
+    }
+
+    /// Events were lost, or came before they were listened for.
+    fn rescan(&mut self, connection: &noq::Connection) {
+        let known: Vec<PathKey> = lock(&self.state.ledger).live.keys().copied().collect();
+        let newest = known.last().copied().unwrap_or(0);
+        for path in known.iter().filter(|path| connection.path(PathId::from(**path)).is_none()) {
+            self.feed(Input::Closed { path: *path });
+        }
+        for path in (newest + 1)..=newest.saturating_add(SCAN) {
+            self.on_open(connection, PathId::from(path));
+        }
+    }
+
+    fn on_open(&mut self, connection: &noq::Connection, id: PathId) {
+        let Some(path) = connection.path(id) else { return };
+        let Ok(remote) = path.remote_address() else { return };
+        let (class, kind) = if self.peers.magic.owns(&remote) {
+            (Class::Relay, PathKind::Relayed)
+        } else {
+            (Class::Direct(canonical(remote)), PathKind::Direct)
+        };
+        let rtt = path.stats().rtt;
+        tracing::debug!(%id, ?class, ?rtt, "path open");
+        lock(&self.state.ledger).live.insert(key(id), kind);
+        self.feed(Input::Opened { path: key(id), class, rtt });
+    }
+
+    /// Tells QUIC, and through it the peer, which candidates we have.
+    fn offer(&mut self) {
+        let Some(connection) = self.weak.upgrade() else { return };
+        let wanted = self.candidates.borrow_and_update().clone();
+        let gone: Vec<SocketAddr> =
+            self.offered.iter().filter(|addr| !wanted.contains(addr)).copied().collect();
+        for addr in &gone {
+            // Fails when the peer speaks no multipath: then there is the relay only.
+            let _failed = connection.remove_nat_traversal_address(*addr);
+        }
+        for addr in wanted.iter().filter(|addr| !self.offered.contains(addr)) {
+            if let Err(error) = connection.add_nat_traversal_address(*addr) {
+                tracing::debug!(%error, %addr, "candidate not offered");
+            }
+        }
+        self.offered = wanted;
+        if !gone.is_empty() {
+            self.feed(Input::AddressLost);
+        }
+        self.count_candidates();
+    }
+
+    fn count_candidates(&mut self) {
+        let Some(connection) = self.weak.upgrade() else { return };
+        let remote = match self.side {
+            Side::Client => connection.get_remote_nat_traversal_addresses(),
+            Side::Server => Ok(Vec::new()),
+        };
+        let remote = remote.map_or(0, |addrs| addrs.len());
+        self.feed(Input::Candidates { local: self.offered.len(), remote });
+    }
+
+    fn act(&mut self, connection: &noq::Connection) {
+        while let Some(action) = self.selector.poll_action() {
+            match action {
+                Action::Use { path, on } => {
+                    let status = if on { PathStatus::Available } else { PathStatus::Backup };
+                    if let Some(path) = connection.path(PathId::from(path)) {
+                        // Fails on a path that was just closed, of which an event tells.
+                        let _closed = path.set_status(status);
+                    }
+                }
+                Action::Ping { path } => {
+                    if let Some(path) = connection.path(PathId::from(path)) {
+                        let _closed = path.ping();
+                    }
+                }
+                Action::Close { path } => {
+                    tracing::debug!(path, "path closed here");
+                    if let Some(path) = connection.path(PathId::from(path)) {
+                        // The last path stays; QUIC ends the connection when it is silent.
+                        let _last = path.close();
+                    }
+                }
+                Action::Check => self.check(connection),
+                Action::OpenRelay => {
+                    // The path tells by an event when it is there.
+                    drop(connection.open_path_ensure(self.state.berth.addr, PathStatus::Backup));
+                }
+                Action::GiveUp => {
+                    let reason = b"the direct path is lost, and no other may be used";
+                    connection.close(VarInt::from(CODE_NO_PATH), reason);
+                }
+            }
+        }
+        let Some((path, class)) = self.selector.selected() else { return };
+        let selected = match class {
+            Class::Relay => (path, (PathKind::Relayed, None)),
+            Class::Direct(addr) => (path, (PathKind::Direct, Some(addr))),
+        };
+        self.state.selected.send_if_modified(|old| std::mem::replace(old, selected) != selected);
+    }
+
+    /// Begins a round. Our first packets wait until the peer, which hears of the round over the
+    /// relay, sends its own: some NATs take the address for good that an early one comes from.
+    fn check(&mut self, connection: &noq::Connection) {
+        let relay_rtt = connection.rtt(PathId::ZERO).unwrap_or_default();
+        let wait = (relay_rtt / 2).min(GATE_MAX);
+        if wait >= GATE_MIN && self.gate.is_none() {
+            let mut addrs = connection.get_remote_nat_traversal_addresses().unwrap_or_default();
+            let in_use = match self.selector.selected() {
+                Some((_, Class::Direct(addr))) => Some(addr),
+                _ => None,
+            };
+            addrs.retain(|addr| Some(canonical(*addr)) != in_use);
+            let gate = self.peers.magic.close_gate(addrs);
+            self.gate = gate.map(|gate| (gate, Instant::now() + wait));
+        }
+        match connection.initiate_nat_traversal_round() {
+            Ok(probed) => tracing::debug!(?probed, ?wait, "round of checks"),
+            Err(error) => tracing::debug!(%error, "no round of checks"),
+        }
+    }
+
+    async fn open_gate(&mut self) {
+        let Some((gate, _)) = self.gate.take() else { return };
+        for (to, packet) in self.peers.magic.open_gate(gate) {
+            send(&self.peers, to, &packet).await;
+        }
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        if let Some((gate, _)) = self.gate.take() {
+            drop(self.peers.magic.open_gate(gate));
+        }
+    }
+}
+
+/// Sends a packet beside QUIC.
+async fn send(peers: &Peers, to: SocketAddr, packet: &Bytes) {
+    let destination = super::magic::mapped(to);
+    let transmit =
+        Transmit { destination, ecn: None, contents: packet, segment_size: None, src_ip: None };
+    let sent = poll_fn(|cx| lock(&peers.sender).as_mut().poll_send(&transmit, cx)).await;
+    if let Err(error) = sent {
+        tracing::trace!(%error, %to, "packet not sent");
+    }
+}
+
+fn key(id: PathId) -> PathKey {
+    // QUIC keeps path ids in 32 bits, and shows them as text only.
+    id.to_string().parse().unwrap_or(PathKey::MAX)
+}
+
+/// Frames that the peer must acknowledge.
+fn eliciting(stats: &PathStats) -> u64 {
+    let frames = &stats.frame_tx;
+    frames.stream
+        + frames.datagram
+        + frames.ping
+        + frames.crypto
+        + frames.max_data
+        + frames.max_stream_data
+        + frames.max_streams_bidi
+        + frames.max_streams_uni
+        + frames.new_connection_id
+        + frames.path_new_connection_id
+        + frames.retire_connection_id
+        + frames.path_retire_connection_id
+        + frames.reset_stream
+        + frames.stop_sending
+        + frames.stream_data_blocked
+        + frames.data_blocked
+        + frames.path_abandon
+        + frames.path_status_available
+        + frames.path_status_backup
+        + frames.observed_addr
+        + frames.add_address
+        + frames.remove_address
+        + frames.reach_out
+}
+
+pub(super) async fn next<S: Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
+    poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx)).await
+}
+
+/// Sleeps until then; for ever without a moment.
+async fn sleep(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
