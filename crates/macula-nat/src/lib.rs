@@ -1,9 +1,9 @@
 //! NAT traversal of Macula as pure state machines: no sockets, no clock, no randomness of its own.
 //!
 //! [`stun`] answers and asks STUN Binding requests (RFC 8489, RFC 5780), [`turn`] is a TURN server
-//! with its credentials, limits and rules about peers (RFC 8656), [`report`] finds out what NATs do, [`path`] chooses
-//! among the paths of a link.
-//! Messages are read and written by the crates `stun-types` and `turn-types`.
+//! with its credentials, limits and rules about peers (RFC 8656), [`report`] finds out what NATs do,
+//! [`path`] chooses among the paths of a link. STUN and TURN messages are read and written by the
+//! crates `stun-types` and `turn-types`.
 //!
 //! What this crate does *not* do: open sockets, resolve names, read clocks. Crate `macula-gateway`
 //! drives the servers, `macula-transport` the paths.

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use macula_grant::Grant;
+use macula_grant::{Grant, GrantVerifier};
 use macula_proto::node::{Config, Role};
-use macula_transport::{Endpoint, EndpointConfig, SecretKey};
+use macula_transport::{Endpoint, EndpointConfig, SecretKey, Strategy};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
-use crate::driver::connector::{Connector, Progress};
+use crate::driver::connector::{self, Connector, Progress};
 use crate::endpoint::{self, Started};
 use crate::error::{JoinError, StartError};
 use crate::event::{Event, Events};
@@ -56,6 +56,7 @@ pub struct NodeBuilder {
     known_gateways: Option<PathBuf>,
     connect_timeout: Duration,
     agent: Option<String>,
+    strategy: Strategy,
 }
 
 impl NodeBuilder {
@@ -68,6 +69,7 @@ impl NodeBuilder {
             known_gateways: None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             agent: None,
+            strategy: Strategy::default(),
         }
     }
 
@@ -128,6 +130,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Which paths links to peers may use, see [`Node::peer`]. Default:
+    /// [`Strategy::Opportunistic`].
+    pub fn strategy(mut self, strategy: Strategy) -> Self {
+        self.strategy = strategy;
+        self
+    }
+
     /// Program and version told to peers. Default: this library's.
     pub fn agent(mut self, agent: impl Into<String>) -> Self {
         self.agent = Some(agent.into());
@@ -160,7 +169,7 @@ impl NodeBuilder {
             (None, None) => return Err(missing("a realm", "realm` or `grant")),
         };
         let timeout = self.connect_timeout;
-        let Dialling { owner, progress, .. } = self.dial()?;
+        let Dialling { owner, progress, .. } = self.dial(true)?;
         let membership = match (open, &grant) {
             (None, Some(grant)) => Membership::granted(grant, owner.shared.id)?,
             (Some(open), _) => open,
@@ -185,7 +194,7 @@ impl NodeBuilder {
     /// Outside a tokio runtime with I/O and time.
     pub async fn visit(self) -> Result<Visitor, StartError> {
         let timeout = self.connect_timeout;
-        let Dialling { owner, progress, mut events } = self.dial()?;
+        let Dialling { owner, progress, mut events } = self.dial(false)?;
         let visiting = async {
             while let Some(event) = events.next().await {
                 match event {
@@ -202,8 +211,8 @@ impl NodeBuilder {
         }
     }
 
-    /// Starts an endpoint that dials its gateways.
-    fn dial(self) -> Result<Dialling, StartError> {
+    /// Starts an endpoint that dials its gateways, and has links to peers or not.
+    fn dial(self, peers: bool) -> Result<Dialling, StartError> {
         if self.gateways.is_empty() {
             return Err(missing("a gateway", "gateway"));
         }
@@ -219,8 +228,12 @@ impl NodeBuilder {
         if let Some(agent) = self.agent {
             config.agent = agent;
         }
-        let socket = Endpoint::bind(&EndpointConfig::new(key.clone())).map_err(bind_error)?;
+        config.verifier = Some(Arc::new(GrantVerifier::new()));
+        let mut settings = EndpointConfig::new(key.clone());
+        (settings.peers, settings.strategy) = (peers, self.strategy);
+        let socket = Endpoint::bind(&settings).map_err(bind_error)?;
         let Started { owner, endpoint, links } = endpoint::start(&key, config, socket)?;
+        let (accepting, accepted) = (endpoint.clone(), links.clone());
         // Before anything can happen, so that nothing is missed.
         let events = owner.shared.listen();
         let (sender, progress) = watch::channel(Progress::default());
@@ -240,6 +253,9 @@ impl NodeBuilder {
                 .fold(0, |seed: u64, byte| seed.rotate_left(5) ^ u64::from(*byte)),
         };
         owner.tasks.spawn(connector.run());
+        if peers {
+            owner.tasks.spawn(connector::accept(owner.shared.clone(), accepting, accepted));
+        }
         Ok(Dialling { owner, progress, events })
     }
 }

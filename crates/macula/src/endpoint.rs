@@ -46,10 +46,10 @@ pub(crate) fn start(
     let (events, _) = broadcast::channel(EVENTS_MAX);
     let shared = Arc::new(Shared::new(key.id(), config.role, commands, events));
     let node = Node::new(key.id(), config, seed);
-    let driver = Driver::new(shared.clone(), node, link_events);
+    let endpoint = Arc::new(endpoint);
+    let driver = Driver::new(shared.clone(), node, link_events, endpoint.clone(), links.clone());
     let inbox =
         Inbox { commands: command_inbox, link_events: link_event_inbox, new_links: link_inbox };
-    let endpoint = Arc::new(endpoint);
     let tasks = TaskTracker::new();
     let (done, ended) = oneshot::channel();
     endpoint.spawn(tasks.track_future(async move {

@@ -64,7 +64,8 @@ pub enum Event {
         /// It asked not to come back before this.
         reconnect_in: Duration,
     },
-    /// A peer dialled this router and its handshake is done.
+    /// A peer dialled this router and its handshake is done; or, between two nodes of a gateway,
+    /// either dialled the other.
     PeerConnected {
         /// The peer.
         peer: EndpointId,

@@ -62,6 +62,7 @@
 //! | know whether a failed call may be repeated | [`CallError::retry_safe`] |
 //! | call with a deadline, at a chosen provider | [`Node::call_with`], [`CallBuilder`] |
 //! | send more than 8 MiB, or items as they come | [`Node::open`], [`Node::serve_streaming`] |
+//! | talk to another node directly, past the gateway | [`Node::peer`] |
 //! | be in several realms with one link | [`Node::realm`] |
 //! | take part in a guarded realm | [`NodeBuilder::grant_file`], [`Node::renew`] |
 //! | keep an identity, and pins of gateways | [`NodeBuilder::key_file`], [`NodeBuilder::known_gateways`] |
@@ -93,6 +94,7 @@ mod gateway;
 mod key;
 mod membership;
 mod node;
+mod peer;
 mod publish;
 mod records;
 mod router;
@@ -117,7 +119,10 @@ pub use macula_proto::node::{DeliveryMode, LinkStatus, Qos, RealmSummary, Role, 
 pub use macula_proto::pubsub::NameError;
 pub use macula_proto::wire::message::{ProviderPolicy, RefusalCode, SlowPolicy};
 pub use macula_proto::{EndpointId, RealmId};
-pub use macula_transport::{HandshakeLimits, HandshakeStats, SecretKey};
+pub use macula_transport::PeerError as DialPeerError;
+pub use macula_transport::{
+    HandshakeLimits, HandshakeStats, PathInfo, PathKind, SecretKey, Strategy, Traffic,
+};
 
 pub use crate::builder::NodeBuilder;
 pub use crate::call::{CallBuilder, DEFAULT_CALL_DEADLINE, DEFAULT_STREAM_DEADLINE};
@@ -128,6 +133,7 @@ pub use crate::error::{
 pub use crate::event::{Event, Events};
 pub use crate::key::{create_key, load_or_create_key};
 pub use crate::node::Node;
+pub use crate::peer::{Peer, PeerError};
 pub use crate::publish::{DeliveryReport, PublishOptions, Published, Publisher, PublisherBuilder};
 pub use crate::router::{Router, RouterBuilder};
 pub use crate::serve::{Refusal, Request, Service, ServiceBuilder};

@@ -15,6 +15,7 @@ use crate::call::CallBuilder;
 use crate::error::{CallError, Closed, JoinError, PublishError, ServeError, SubscribeError};
 use crate::event::Events;
 use crate::membership::Membership;
+use crate::peer::{Peer, PeerError};
 use crate::publish::{
     Kind, PublishOptions, Published, Publisher, PublisherBuilder, PublisherCache,
 };
@@ -294,6 +295,26 @@ impl Node {
     /// Dropping the future changes nothing.
     pub async fn nat_services(&self) -> Result<NatServices, CallError> {
         NatServices::ask(&self.owner).await
+    }
+
+    /// Links to a peer that is attached to the same gateway and in a realm of this endpoint, or finds
+    /// the link that is there. It is encrypted from end to end. It works at once, through the
+    /// gateway, and moves to a direct path as soon as there is one, without anything being lost,
+    /// doubled or reordered; [`NodeBuilder::strategy`] can forbid either.
+    ///
+    /// While the link is up, calls that name the peer ([`CallBuilder::to`], [`Node::ping`]) take it,
+    /// in both directions, and go on when the gateway is gone. It ends with either endpoint, or
+    /// when no path is left.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the link, which does no harm.
+    pub async fn peer(&self, id: EndpointId) -> Result<Peer, PeerError> {
+        let asked = self.owner.shared.ask(|answer| Command::Peer { peer: id, answer }).await;
+        let link = asked.map_err(|Closed| PeerError::Closed)??;
+        Ok(Peer::new(self.clone(), id, link))
     }
 
     /// What the endpoint is connected to, serves and has done.

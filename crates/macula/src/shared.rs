@@ -19,6 +19,7 @@ use crate::doorbell::Doorbell;
 use crate::error::{Closed, JoinError, ServeError, SubscribeError};
 use crate::event::{Event, Events};
 use crate::membership::Membership;
+use crate::peer::{PeerError, PeerLink};
 use crate::publish::Topics;
 use crate::records::Kept;
 use crate::serve::ServiceShared;
@@ -163,6 +164,16 @@ pub(crate) enum Command {
     },
     Status {
         answer: oneshot::Sender<Status>,
+    },
+    /// Links to another leaf, or finds the link that is there.
+    Peer {
+        peer: EndpointId,
+        answer: oneshot::Sender<Result<PeerLink, PeerError>>,
+    },
+    /// Such a link did not come about.
+    PeerFailed {
+        peer: EndpointId,
+        error: PeerError,
     },
     Close(CloseCommand),
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use macula_proto::EndpointId;
 use macula_proto::node::{LinkStatus, RealmSummary, Role, Stats};
+use macula_transport::PathInfo;
 
 /// What an endpoint is connected to, serves and has done.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct Status {
     pub gateway: Option<String>,
     /// Links whose handshake is done.
     pub links: Vec<LinkStatus>,
+    /// The paths of links to peers, gateways apart.
+    pub paths: Vec<(EndpointId, PathInfo)>,
     /// Realms joined or hosted.
     pub realms: Vec<RealmStatus>,
     /// Counters since the start.

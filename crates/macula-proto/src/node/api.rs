@@ -684,12 +684,13 @@ pub enum Event {
         /// Our address as the peer sees it; empty when it did not say.
         observed: String,
     },
-    /// A link between leaves is of use: the peer let this node into a realm.
-    PeerReady {
-        /// Link.
-        link: LinkId,
+    /// Which link to another leaf is used from now on. The peer has let this node into a realm
+    /// there, so that calls addressed to it take that link.
+    PeerLink {
         /// Peer.
         peer: EndpointId,
+        /// Link; `None`: none any more.
+        link: Option<LinkId>,
     },
     /// A router put a peer out of a realm.
     Expelled {

@@ -137,8 +137,12 @@ impl Node {
         if was_of_use || peer_link.granted.is_empty() {
             return;
         }
+        let before = self.peers.get(&peer).copied();
         self.choose_peer_link(now, link_id, peer);
-        self.events.push_back(Event::PeerReady { link: link_id, peer });
+        let link = self.peers.get(&peer).copied();
+        if link != before {
+            self.events.push_back(Event::PeerLink { peer, link });
+        }
     }
 
     /// A link to a peer is of use: of several one is used, the same at both ends, and the others
@@ -193,6 +197,8 @@ impl Node {
             }
             self.peers.insert(peer, *other);
         }
+        let link = self.peers.get(&peer).copied();
+        self.events.push_back(Event::PeerLink { peer, link });
     }
 
     /// The link over which a call to `peer` in a realm can go at once.

@@ -22,7 +22,7 @@ fn hub() -> (World, Who, Who, Who) {
 }
 
 fn is_peer_ready(world: &World, who: Who) -> bool {
-    world.has(who, |event| matches!(event, Event::PeerReady { .. }))
+    world.has(who, |event| matches!(event, Event::PeerLink { link: Some(_), .. }))
 }
 
 /// Links whose handshake is done, with those of peers.

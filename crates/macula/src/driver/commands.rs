@@ -54,6 +54,8 @@ impl Driver {
             }
             Command::Call(call) => self.call(now, call),
             Command::Flush { answer } => self.flush(now, answer),
+            Command::Peer { peer, answer } => self.want_peer(peer, answer),
+            Command::PeerFailed { peer, error } => self.on_peer_failed(peer, &error),
         }
     }
 
@@ -181,7 +183,10 @@ impl Driver {
             name: self.realms.get(&summary.realm).map(|entry| entry.name.clone()),
             summary,
         });
+        let paths =
+            self.links.values().filter_map(|link| Some((link.peer, link.transport.path()?)));
         Status {
+            paths: paths.collect(),
             id: self.shared.id,
             role: self.shared.role,
             uptime: self.shared.clock.now() - Time::START,

@@ -213,7 +213,7 @@ fn choose(candidates: &[Candidate], next: usize) -> Option<usize> {
         .map(|(index, _)| index)
 }
 
-/// Takes what dials a router until the endpoint closes.
+/// Takes what dials this endpoint until the endpoint closes.
 pub(crate) async fn accept(
     shared: Arc<Shared>,
     endpoint: Arc<Endpoint>,
@@ -222,7 +222,8 @@ pub(crate) async fn accept(
     let stopping = shared.stopping.clone();
     let accepting = async {
         while let Some(connected) = endpoint.accept().await {
-            let new = NewLink { connected, origin: Origin::Accepted };
+            let origin = if connected.is_peer_link() { Origin::Peer } else { Origin::Accepted };
+            let new = NewLink { connected, origin };
             if links.send(new).await.is_err() {
                 return;
             }

@@ -124,6 +124,7 @@ impl Driver {
                     }
                 }
             }
+            node::Event::PeerLink { peer, link } => self.on_peer_link(peer, link),
             node::Event::LinkReady { link, peer, agent, observed, .. } => {
                 self.on_link_ready(link, peer, agent, observed);
             }
@@ -252,9 +253,12 @@ impl Driver {
         link.is_ready = true;
         let remote = link.remote;
         match &link.origin {
-            Origin::Accepted => self.shared.emit(Event::PeerConnected { peer, agent, remote }),
+            Origin::Accepted | Origin::Peer => {
+                self.shared.emit(Event::PeerConnected { peer, agent, remote })
+            }
             Origin::Dialled { gateway, .. } => {
                 let gateway = gateway.clone();
+                self.endpoint.relay_through(&link.transport);
                 self.gateway = Some(gateway.clone());
                 self.shared.emit(if std::mem::replace(&mut self.was_connected, true) {
                     Event::Reconnected { peer, gateway, observed }
@@ -268,7 +272,9 @@ impl Driver {
     fn on_link_lost(&mut self, id: LinkId, peer: EndpointId, reason: String) {
         let Some(link) = self.links.get(&id) else { return };
         match &link.origin {
-            Origin::Accepted => self.shared.emit(Event::PeerDisconnected { peer, reason }),
+            Origin::Accepted | Origin::Peer => {
+                self.shared.emit(Event::PeerDisconnected { peer, reason })
+            }
             Origin::Dialled { gateway, .. } => {
                 let gateway = gateway.clone();
                 self.gateway = None;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use macula_proto::id::LinkId;
 use macula_proto::node::{Action, Input, Transmit};
 use macula_proto::wire::message::CloseCode;
+use macula_proto::wire::relay::Datagram;
 use macula_proto::{EndpointId, Time};
 use macula_transport::{Connected, DownReason, LinkEvent, LinkEventKind};
 use tokio::sync::oneshot;
@@ -26,6 +27,8 @@ pub(crate) enum Origin {
     Dialled { gateway: String, ended: oneshot::Sender<LinkEnd> },
     /// The peer dialled.
     Accepted,
+    /// Both ends are leaves.
+    Peer,
 }
 
 /// How a dialled link ended.
@@ -44,7 +47,7 @@ pub(crate) struct LinkEnd {
 /// A living link.
 #[derive(Debug)]
 pub(super) struct Link {
-    transport: macula_transport::Link,
+    pub(super) transport: macula_transport::Link,
     pub(super) peer: EndpointId,
     pub(super) remote: std::net::SocketAddr,
     pub(super) origin: Origin,
@@ -63,9 +66,15 @@ impl Driver {
         let id = LinkId(self.next_link);
         self.next_link += 1;
         let (peer, remote) = (connected.peer(), connected.remote());
-        let dialled = matches!(origin, Origin::Dialled { .. });
+        let dialled = connected.dialled();
         // Told to the core before the transport starts, so that no frame comes first.
-        self.node.handle_input(now, Input::LinkUp { link: id, peer, dialled, remote });
+        let up = match origin {
+            Origin::Peer => Input::PeerLinkUp { link: id, peer, dialled, remote },
+            Origin::Dialled { .. } | Origin::Accepted => {
+                Input::LinkUp { link: id, peer, dialled, remote }
+            }
+        };
+        self.node.handle_input(now, up);
         let transport = connected.start(id, self.link_events.clone());
         let link = Link {
             transport,
@@ -94,6 +103,11 @@ impl Driver {
             LinkEventKind::StreamClosed { stream } => {
                 self.node.handle_input(now, Input::StreamClosed { link, stream });
             }
+            LinkEventKind::Datagrams(datagrams) => {
+                for datagram in datagrams {
+                    self.node.handle_input(now, Input::Datagram { link, datagram });
+                }
+            }
             LinkEventKind::Rtt(rtt) => self.node.handle_input(now, Input::Rtt { link, rtt }),
             LinkEventKind::Down { reason } => self.on_link_down(now, link, &reason),
             other => tracing::debug!(?other, "an event of the transport that is not known here"),
@@ -107,6 +121,9 @@ impl Driver {
         // The core's events about this link still want to know whose it was.
         self.settle(now);
         let Some(link) = self.links.remove(&id) else { return };
+        if matches!(link.origin, Origin::Peer) {
+            return self.on_peer_link_down(link.peer, &reason);
+        }
         if let Origin::Dialled { ended, .. } = link.origin {
             let end = LinkEnd {
                 was_ready: link.is_ready,
@@ -123,6 +140,15 @@ impl Driver {
         // Without the link, its end is on its way to the core.
         if let Some(link) = self.links.get(&transmit.link) {
             link.transport.send(transmit.channel, transmit.frame);
+        }
+    }
+
+    /// Sends a relayed packet, or says that it was dropped.
+    pub(super) fn relay(&mut self, link: LinkId, datagram: Datagram) {
+        let link = self.links.get(&link);
+        let count = link.map_or(1, |link| link.transport.send_datagram(datagram));
+        if count > 0 {
+            self.followups.push(Input::DatagramsDropped { count });
         }
     }
 

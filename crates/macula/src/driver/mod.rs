@@ -11,6 +11,7 @@ pub(crate) mod connector;
 mod deliver;
 mod inbox;
 mod links;
+mod peers;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,12 +20,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use macula_proto::auth::UnixTime;
 use macula_proto::id::{CallId, LinkId, RegistrationId, RequestId, SubscriptionId};
-use macula_proto::node::{self, Input, Node, Role, StreamEnd};
+use macula_proto::node::{self, Input, Node, StreamEnd};
 use macula_proto::pubsub::Pattern;
 use macula_proto::wire::message::CallFailure;
-use macula_proto::{RealmId, Time};
-use macula_transport::LinkEvent;
-use tokio::sync::{mpsc, oneshot};
+use macula_proto::{EndpointId, RealmId, Time};
+use macula_transport::{Endpoint, LinkEvent};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,7 @@ use crate::clock::Clock;
 use crate::doorbell::Notes;
 use crate::error::{JoinError, ServeError, SubscribeError};
 use crate::event::Event;
+use crate::peer::{PeerError, PeerLink};
 use crate::publish::{Taken, TopicBuffer};
 use crate::serve::ServiceShared;
 use crate::shared::Shared;
@@ -82,6 +84,20 @@ pub(crate) struct Driver {
     closing: Option<Closing>,
     /// When the core was told the time by the calendar.
     clock_told: Option<Time>,
+    /// The socket that peers are dialled from.
+    endpoint: Arc<Endpoint>,
+    /// Where links to peers that are dialled here come in.
+    new_links: mpsc::Sender<NewLink>,
+    peers: HashMap<EndpointId, PeerEntry>,
+}
+
+/// A peer that is, was or shall be linked.
+#[derive(Debug)]
+struct PeerEntry {
+    /// The link that is used.
+    link: watch::Sender<Option<macula_transport::Link>>,
+    waiters: Vec<oneshot::Sender<Result<PeerLink, PeerError>>>,
+    is_dialling: bool,
 }
 
 #[derive(Debug, Default)]
@@ -126,6 +142,8 @@ impl Driver {
         shared: Arc<Shared>,
         node: Node,
         link_events: mpsc::Sender<LinkEvent>,
+        endpoint: Arc<Endpoint>,
+        new_links: mpsc::Sender<NewLink>,
     ) -> Self {
         Self {
             shared,
@@ -147,6 +165,9 @@ impl Driver {
             followups: Vec::new(),
             closing: None,
             clock_told: None,
+            endpoint,
+            new_links,
+            peers: HashMap::new(),
         }
     }
 
@@ -204,10 +225,10 @@ impl Driver {
         is_busy
     }
 
-    /// Tells a router what time it is, for its clock may have jumped since.
+    /// Tells the core what time it is, for the clock may have jumped since.
     fn tell_wall_clock(&mut self, now: Time) {
         let is_due = self.clock_told.is_none_or(|told| now - told >= CLOCK_INTERVAL);
-        if self.shared.role == Role::Router && is_due {
+        if is_due {
             self.clock_told = Some(now);
             let unix = UnixTime(Clock::unix_micros() / 1_000);
             self.node.handle_input(now, Input::WallClock { unix });
@@ -219,6 +240,9 @@ impl Driver {
         loop {
             while let Some(transmit) = self.node.poll_transmit() {
                 self.send(transmit);
+            }
+            while let Some((link, datagram)) = self.node.poll_datagram() {
+                self.relay(link, datagram);
             }
             while let Some(action) = self.node.poll_action() {
                 self.act(action);

@@ -6,6 +6,7 @@ mod examples;
 mod grants;
 mod identity;
 mod lifecycle;
+mod peers;
 mod pubsub;
 mod restart;
 mod rpc;

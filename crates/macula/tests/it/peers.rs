@@ -1,0 +1,161 @@
+//! Nodes with links of their own, beside those to their gateway.
+
+use std::time::Duration;
+
+use macula::{Node, PathKind, Peer, PeerError, Refusal, Request, Router, SecretKey, Strategy};
+
+use crate::support::{builder, node, router, within};
+
+async fn echo(request: Request) -> Result<macula::Bytes, Refusal> {
+    Ok(request.payload)
+}
+
+/// Two nodes, and the first one's view of the second.
+async fn linked(router: &Router, strategy: Strategy) -> (Node, Node, Peer) {
+    let alice = within(builder(router).strategy(strategy).start()).await.unwrap();
+    let bob = within(builder(router).strategy(strategy).start()).await.unwrap();
+    let peer = within(alice.peer(bob.id())).await.unwrap();
+    (alice, bob, peer)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_is_called_directly_and_without_the_gateway() {
+    let router = router().await;
+    let (alice, bob, peer) = linked(&router, Strategy::Opportunistic).await;
+    let _service = within(bob.serve("echo", echo)).await.unwrap();
+    assert_eq!(within(peer.call("echo").arg("early").send()).await.unwrap(), "early");
+    let path = within(peer.direct()).await.expect("the link lives");
+    assert_eq!(path.kind, PathKind::Direct);
+    assert!(path.remote.is_some() && path.relayed.sent > 0);
+    // the other side sees the same, without having asked
+    let back = within(bob.peer(alice.id())).await.unwrap();
+    within(back.direct()).await.expect("the link lives");
+    within(router.close()).await;
+    assert_eq!(within(peer.call("echo").arg("late").send()).await.unwrap(), "late");
+    within(peer.ping()).await.unwrap();
+    within(back.ping()).await.unwrap();
+    let status = within(alice.status()).await.unwrap();
+    assert_eq!(status.paths.len(), 1);
+    assert_eq!((status.paths[0].0, status.paths[0].1.kind), (bob.id(), PathKind::Direct));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_always_relays_does() {
+    let router = router().await;
+    let (_alice, _bob, peer) = linked(&router, Strategy::AlwaysRelay).await;
+    let before = router.stats().await.unwrap().relayed;
+    for _ in 0..20 {
+        within(peer.ping()).await.unwrap();
+    }
+    let path = peer.path().expect("the link lives");
+    assert_eq!((path.kind, path.remote, path.direct.sent), (PathKind::Relayed, None, 0));
+    let stats = router.stats().await.unwrap();
+    assert!(stats.relayed > before + 20, "{stats:?}");
+    assert_eq!(stats.relay_refused, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn direct_only_is_direct_when_it_is_there() {
+    let router = router().await;
+    let (_alice, _bob, peer) = linked(&router, Strategy::DirectOnly).await;
+    assert_eq!(peer.path().expect("the link lives").kind, PathKind::Direct);
+    within(peer.ping()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_in_turn_lose_nothing_while_the_path_changes() {
+    let router = router().await;
+    let (_alice, bob, peer) = linked(&router, Strategy::Opportunistic).await;
+    let _service = within(bob.serve("echo", echo)).await.unwrap();
+    for number in 0..500u32 {
+        let arg = number.to_string();
+        let answer = within(peer.call("echo").arg(arg.clone()).send()).await.unwrap();
+        assert_eq!(answer, arg);
+    }
+    assert_eq!(within(peer.direct()).await.map(|path| path.kind), Some(PathKind::Direct));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_may_dial_at_once() {
+    let router = router().await;
+    let (alice, bob) = (node(&router).await, node(&router).await);
+    let (one, other) =
+        within(async { tokio::join!(alice.peer(bob.id()), bob.peer(alice.id())) }).await;
+    let (one, other) = (one.unwrap(), other.unwrap());
+    let _service = within(bob.serve("echo", echo)).await.unwrap();
+    for number in 0..200u32 {
+        let arg = number.to_string();
+        let answer = within(one.call("echo").arg(arg.clone()).send()).await.unwrap();
+        assert_eq!(answer, arg);
+        within(other.ping()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    within(one.direct()).await.expect("one link stays");
+    within(other.direct()).await.expect("one link stays");
+    for node in [&alice, &bob] {
+        assert_eq!(within(node.status()).await.unwrap().paths.len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_not_there_is_named() {
+    let router = router().await;
+    let alice = node(&router).await;
+    let nobody = SecretKey::from_seed([77; 32]).id();
+    let error = within(alice.peer(nobody)).await.unwrap_err();
+    assert!(error.to_string().contains("no such endpoint"), "{error}");
+    assert_eq!(within(alice.peer(alice.id())).await.unwrap_err(), PeerError::Itself);
+    // a peer of another realm is not there either
+    let stranger =
+        within(Node::builder().realm("other").gateway(crate::support::address(&router)).start());
+    let stranger = stranger.await.unwrap();
+    let error = within(alice.peer(stranger.id())).await.unwrap_err();
+    assert!(error.to_string().contains("no such endpoint"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_goes_is_lost_and_can_come_back() {
+    let router = router().await;
+    let alice = node(&router).await;
+    let key = SecretKey::generate().unwrap();
+    let bob = within(builder(&router).key(key.clone()).start()).await.unwrap();
+    let mut peer = within(alice.peer(bob.id())).await.unwrap();
+    within(peer.direct()).await.expect("the link lives");
+    within(bob.close()).await;
+    while within(peer.changed()).await.is_some() {}
+    assert_eq!(peer.path(), None);
+    let bob = within(builder(&router).key(key).start()).await.unwrap();
+    let again = within(alice.peer(bob.id())).await.unwrap();
+    within(again.direct()).await.expect("the link lives");
+    // the old handle knows it, too
+    assert_eq!(peer.path().map(|path| path.kind), Some(PathKind::Direct));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streaming_calls_take_the_link_as_well() {
+    let router = router().await;
+    let (_alice, bob, peer) = linked(&router, Strategy::Opportunistic).await;
+    let handler = |_: Request, mut items: macula::ItemReceiver, out: macula::ItemSender| async move {
+        let mut count = 0_u32;
+        while let Some(item) = items.next().await {
+            out.send(item).await.ok();
+            count += 1;
+        }
+        Ok::<_, Refusal>(count.to_string())
+    };
+    let _service = within(bob.serve_streaming("items", handler)).await.unwrap();
+    let stream = within(peer.call("items").open()).await.unwrap();
+    let (send, mut items, result) = stream.split();
+    let sender = send.unwrap();
+    let sending = tokio::spawn(async move {
+        for number in 0..300u32 {
+            sender.send(number.to_string()).await.unwrap();
+        }
+        drop(sender);
+    });
+    for number in 0..300u32 {
+        assert_eq!(within(items.next()).await.unwrap(), number.to_string());
+    }
+    sending.await.unwrap();
+    assert_eq!(within(result.wait()).await.unwrap(), "300");
+}
