@@ -7,7 +7,6 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::address::GatewayAddress;
 use crate::bench::Garbage;
-#[cfg(all(feature = "lab", target_os = "linux"))]
 use crate::cmd::lab::LabCommand;
 use crate::cmd::realm::args::RealmCommand;
 #[cfg(feature = "sim")]
@@ -73,8 +72,7 @@ pub(crate) enum Command {
     #[cfg(feature = "sim")]
     #[command(subcommand)]
     Sim(SimCommand),
-    /// Laboratories: the real program behind NATs of all kinds
-    #[cfg(all(feature = "lab", target_os = "linux"))]
+    /// Laboratories: two ends of a measured link between peers, and NATs of all kinds between them
     #[command(subcommand)]
     Lab(LabCommand),
     /// Print a completion script for a shell
@@ -412,9 +410,54 @@ pub(crate) struct PingArgs {
     /// Give one up after this
     #[arg(short, long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub(crate) timeout: Duration,
+    /// Link to the peer, show the path of each answer, and end when it is direct; exit code 5 when
+    /// it is not after COUNT
+    #[arg(long, requires = "peer")]
+    pub(crate) until_direct: bool,
     /// Print one JSON object per answer
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LabArgs {
+    #[command(flatten)]
+    pub(crate) gateway: GatewayArg,
+    #[command(flatten)]
+    pub(crate) realm: RealmArg,
+    /// Initiator: the responder (default: any of the realm). Responder: answer this one only
+    #[arg(long, value_name = "ENDPOINTID")]
+    pub(crate) peer: Option<String>,
+    /// Size of a beat
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(8..=60_000))]
+    pub(crate) bytes: u32,
+    /// Time between two beats
+    #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = duration)]
+    pub(crate) interval: Duration,
+    /// End after so many beats
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// End after so many seconds
+    #[arg(long = "for", value_name = "SECONDS", value_parser = duration)]
+    pub(crate) lasts: Option<Duration>,
+    /// Which paths may be used
+    #[arg(long, value_enum, default_value_t = StrategyArg::Opportunistic)]
+    pub(crate) strategy: StrategyArg,
+    /// Print one JSON object per event
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which paths a link to a peer may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum StrategyArg {
+    /// Only the gateway's relay
+    AlwaysRelay,
+    /// The relay at once, a direct path as soon as there is one
+    Opportunistic,
+    /// Only a direct path
+    DirectOnly,
 }
 
 #[derive(Debug, Args)]
@@ -632,6 +675,10 @@ mod tests {
             "macula status --json",
             "macula ping -c 2",
             "macula ping -n 2",
+            "macula ping -r lab PEER --until-direct",
+            "macula lab responder -g localhost -r lab --json",
+            "macula lab initiator -g localhost -r lab --peer ID --bytes 100 --for 3 --count 5",
+            "macula lab initiator -g localhost -r lab --interval 50ms --strategy always_relay",
             "macula realm new com.example --out root",
             "macula realm issuer --root root --allow publish:a.** --deny call:b --valid 30d",
             "macula realm issuer --issuer token --contact ops@example.com --out token2",

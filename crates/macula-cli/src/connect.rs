@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use macula::{CallBuilder, Event, Events, Node, NodeBuilder, SecretKey, StartError, Visitor};
+use macula::{
+    CallBuilder, Event, Events, Node, NodeBuilder, SecretKey, StartError, Strategy, Visitor,
+};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
@@ -18,7 +20,17 @@ pub(crate) async fn node(
     args: &ConnectArgs,
     (realm, grant): (Option<&str>, Option<&Path>),
 ) -> Result<(Node, Watch), Failure> {
-    let mut builder = builder(gateway, args)?;
+    node_with(gateway, args, (realm, grant), Strategy::default()).await
+}
+
+/// The same, with a say in the paths to peers.
+pub(crate) async fn node_with(
+    gateway: &GatewayAddress,
+    args: &ConnectArgs,
+    (realm, grant): (Option<&str>, Option<&Path>),
+    strategy: Strategy,
+) -> Result<(Node, Watch), Failure> {
+    let mut builder = builder(gateway, args)?.strategy(strategy);
     if let Some(realm) = realm {
         builder = builder.realm(realm);
     }

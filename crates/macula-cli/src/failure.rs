@@ -4,8 +4,8 @@ use std::fmt;
 use std::io;
 
 use macula::{
-    CallError, JoinError, PublishError, RefusalCode, ServeError, StartError, SubscribeError,
-    TryPublishError,
+    CallError, DialPeerError, JoinError, PeerError, PublishError, RefusalCode, ServeError,
+    StartError, SubscribeError, TryPublishError,
 };
 
 /// Exit codes of `macula`, part of its interface.
@@ -191,6 +191,27 @@ impl From<TryPublishError> for Failure {
                 Exit::BackPressure,
                 "there is no room to publish now: the network or a subscriber is slower",
                 "try again later, or leave out --no-wait",
+            ),
+        }
+    }
+}
+
+impl From<PeerError> for Failure {
+    fn from(error: PeerError) -> Self {
+        let what = error.to_string();
+        match error {
+            PeerError::Itself => Self::new(Exit::Usage, what, "name another endpoint"),
+            PeerError::Closed => Self::new(Exit::Failure, what, CLOSED_ADVICE),
+            PeerError::Dial(DialPeerError::Denied) => Self::new(Exit::Denied, what, ""),
+            PeerError::Dial(DialPeerError::NoDirectPath { .. }) => Self::new(
+                Exit::Timeout,
+                what,
+                "without `direct_only` the link works through the gateway",
+            ),
+            _ => Self::new(
+                Exit::Unreachable,
+                what,
+                "check that the peer runs, at the same gateway and in the same realm",
             ),
         }
     }

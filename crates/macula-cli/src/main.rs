@@ -39,6 +39,7 @@ const DEFAULT_GATEWAY_LOG: &str = "warn,stun_types=off";
 const DEFAULT_LOG: &str = "off";
 
 fn main() -> ExitCode {
+    cmd::lab::start_clock();
     let cli = Cli::parse();
     match prepare_and_run(cli) {
         Ok(()) => Exit::Ok.into(),
@@ -95,7 +96,6 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(args).await,
         #[cfg(feature = "sim")]
         Command::Sim(command) => tokio::task::block_in_place(|| cmd::sim::run(&command)),
-        #[cfg(all(feature = "lab", target_os = "linux"))]
         Command::Lab(command) => cmd::lab::run(command).await,
         Command::Completion(args) => completion(&args),
         Command::Config(command) => cmd::config::run(&command),

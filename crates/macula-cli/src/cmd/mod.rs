@@ -4,7 +4,6 @@ pub(crate) mod call;
 pub(crate) mod config;
 pub(crate) mod gateway;
 pub(crate) mod keygen;
-#[cfg(all(feature = "lab", target_os = "linux"))]
 pub(crate) mod lab;
 pub(crate) mod netcheck;
 pub(crate) mod ping;

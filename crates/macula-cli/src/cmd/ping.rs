@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use macula::{CallError, EndpointId};
+use macula::{CallError, EndpointId, Node, PathKind};
 use macula_gateway::signal::StopSignal;
 use serde_json::json;
 
 use crate::args::{GatewayOrLocalArg, PingArgs};
-use crate::connect::Asker;
+use crate::connect::{self, Asker};
 use crate::failure::{Exit, Failure};
 use crate::out;
 
@@ -29,6 +29,12 @@ pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
     }
     let realm = peer.and(args.realm.as_deref());
     let grant = peer.and(args.grant.grant.as_deref());
+    if let Some(peer) = peer.filter(|_| args.until_direct) {
+        let (node, watch) = connect::node(gateway, connect, (realm, grant)).await?;
+        let pinged = until_direct(&args, &node, peer, &mut stop).await;
+        connect::close(node, watch).await;
+        return pinged;
+    }
     let asker = Asker::connect(gateway, connect, (realm, grant)).await?;
     let name = match &peer {
         Some(peer) => peer.short(),
@@ -74,7 +80,59 @@ pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
     }
 }
 
-fn parse_peer(text: &str) -> Result<EndpointId, Failure> {
+/// Pings over a link of its own until that is direct.
+async fn until_direct(
+    args: &PingArgs,
+    node: &Node,
+    peer: EndpointId,
+    stop: &mut StopSignal,
+) -> Result<(), Failure> {
+    let name = peer.short();
+    let linked = tokio::select! {
+        linked = node.peer(peer) => linked,
+        _ = stop.received() => return Ok(()),
+    };
+    let link = linked.map_err(|error| Failure::from(error).context(format_args!("peer {name}")))?;
+    for number in 1..=args.count {
+        if number > 1 {
+            tokio::select! {
+                () = tokio::time::sleep(args.interval) => {}
+                _ = stop.received() => return Ok(()),
+            }
+        }
+        let pinged = tokio::select! {
+            pinged = tokio::time::timeout(args.timeout, link.ping()) => pinged,
+            _ = stop.received() => return Ok(()),
+        };
+        let answer = pinged.unwrap_or(Err(CallError::Deadline { retry_safe: true }));
+        let path = link.path();
+        let kind = path.map_or("none", |path| path.kind.as_str());
+        let remote = path.and_then(|path| path.remote).map(|remote| remote.to_string());
+        let is_direct = answer.is_ok() && kind == PathKind::Direct.as_str();
+        match (answer, args.json) {
+            (Ok(rtt), true) => out::json(&json!({
+                "ok": true, "number": number, "us": rtt.as_micros() as u64,
+                "path": kind, "remote": remote,
+            }))?,
+            (Ok(rtt), false) => {
+                let way = remote.map_or_else(|| kind.to_owned(), |it| format!("{kind} {it}"));
+                let rtt = out::human_duration(rtt);
+                out::line(format_args!("{name}: {number} in {rtt}, {way}"))?;
+            }
+            (Err(error), _) => report(args, &name, number, Err(error))?,
+        }
+        if is_direct {
+            return Ok(());
+        }
+    }
+    Err(Failure::new(
+        Exit::Timeout,
+        format!("no direct path to {name} after {} pings", args.count),
+        "some NATs let none through; what goes through the gateway works all the same",
+    ))
+}
+
+pub(crate) fn parse_peer(text: &str) -> Result<EndpointId, Failure> {
     text.parse().map_err(|e| {
         Failure::new(
             Exit::Usage,
