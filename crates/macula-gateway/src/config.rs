@@ -145,6 +145,13 @@ pub struct Quotas {
     /// What all peers may publish in one realm a second, bytes. Default 0: no limit.
     #[serde(with = "human::size")]
     pub bytes_per_second_per_realm: usize,
+    /// What is relayed for one peer a second, bytes; what comes faster is dropped. 0: no limit.
+    /// Default 8 MiB.
+    #[serde(with = "human::size")]
+    pub relay_bytes_per_second_per_peer: usize,
+    /// What is relayed for all peers a second, bytes, likewise. Default 128 MiB.
+    #[serde(with = "human::size")]
+    pub relay_bytes_per_second: usize,
     /// Changes of subscriptions and registrations by one peer a second, beyond a burst of twice all
     /// that it may have. Default 1,000; 1 to 1,000,000.
     pub changes_per_second: u64,
@@ -228,6 +235,8 @@ impl Default for Quotas {
             message_bytes_max: 8 << 20,
             bytes_per_second_per_peer: 0,
             bytes_per_second_per_realm: 0,
+            relay_bytes_per_second_per_peer: 8 << 20,
+            relay_bytes_per_second: 128 << 20,
             changes_per_second: 1_000,
             retained_bytes_per_peer_max: 16 << 20,
             streams_per_peer_max: 32_768,

@@ -350,6 +350,8 @@ fn set_limits(core: &mut CoreConfig, config: &GatewayConfig) {
     core.message_bytes_max = quotas.message_bytes_max;
     core.bytes_per_second_per_peer = quotas.bytes_per_second_per_peer as u64;
     core.bytes_per_second_per_realm = quotas.bytes_per_second_per_realm as u64;
+    core.relay_bytes_per_second_per_peer = quotas.relay_bytes_per_second_per_peer as u64;
+    core.relay_bytes_per_second = quotas.relay_bytes_per_second as u64;
     core.changes_per_second = quotas.changes_per_second;
     core.retained_bytes_per_peer_max = quotas.retained_bytes_per_peer_max;
     core.streams_per_peer_max = quotas.streams_per_peer_max;

@@ -9,7 +9,7 @@ use macula_proto::Time;
 use super::is_private;
 
 /// A path with data under way and no sign of life is dead after this at the earliest.
-const DEAD_AFTER_MIN: Duration = Duration::from_millis(300);
+const DEAD_AFTER_MIN: Duration = Duration::from_millis(250);
 /// ... and after so many probe timeouts of it.
 const DEAD_AFTER_PTOS: u32 = 3;
 /// A busy path is looked at so often.
@@ -515,15 +515,15 @@ mod tests {
         selector.handle_input(at(50), sample(6, 9));
         assert_eq!(actions(&mut selector), []);
         let mut did = Vec::new();
-        for ms in (75..=350).step_by(25) {
+        for ms in (75..=300).step_by(25) {
             selector.handle_input(at(ms), sample(6, 10));
             did.extend(actions(&mut selector).into_iter().map(|action| (ms, action)));
         }
         let expected = [
-            (200, Action::Ping { path: 1 }),
-            (350, Action::Use { path: RELAY, on: true }),
-            (350, Action::Close { path: 1 }),
-            (350, Action::Check),
+            (175, Action::Ping { path: 1 }),
+            (300, Action::Use { path: RELAY, on: true }),
+            (300, Action::Close { path: 1 }),
+            (300, Action::Check),
         ];
         assert_eq!(did, expected);
         assert_eq!(selector.selected(), Some((RELAY, Class::Relay)));
@@ -547,7 +547,7 @@ mod tests {
 
     #[test]
     fn a_long_way_gets_more_patience() {
-        assert_eq!(dead_after(Duration::from_millis(1)), Duration::from_millis(300));
+        assert_eq!(dead_after(Duration::from_millis(1)), DEAD_AFTER_MIN);
         assert_eq!(dead_after(Duration::from_millis(200)), Duration::from_millis(1_875));
     }
 

@@ -656,6 +656,87 @@ mod tests {
         assert_eq!((inbox.len(), magic.drops()), (INBOX_MAX, (11, 0)));
     }
 
+    /// A socket on which one datagram from each address comes.
+    #[derive(Debug)]
+    struct Wire(Vec<SocketAddr>);
+
+    impl AsyncUdpSocket for Wire {
+        fn create_sender(&self) -> Pin<Box<dyn UdpSender>> {
+            Box::pin(Nowhere)
+        }
+
+        fn poll_recv(
+            &mut self,
+            _: &mut Context<'_>,
+            buffers: &mut [IoSliceMut<'_>],
+            metas: &mut [RecvMeta],
+        ) -> Poll<io::Result<usize>> {
+            let mut count = 0;
+            for (addr, (buffer, meta)) in self.0.drain(..).zip(buffers.iter_mut().zip(metas)) {
+                buffer[..60].fill(0x41);
+                (meta.addr, meta.len, meta.stride) = (addr, 60, 60);
+                count += 1;
+            }
+            if count > 0 { Poll::Ready(Ok(count)) } else { Poll::Pending }
+        }
+
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok((Ipv6Addr::UNSPECIFIED, 1).into())
+        }
+
+        fn max_receive_segments(&self) -> NonZeroUsize {
+            NonZeroUsize::MIN
+        }
+
+        fn may_fragment(&self) -> bool {
+            false
+        }
+    }
+
+    #[derive(Debug)]
+    struct Nowhere;
+
+    impl UdpSender for Nowhere {
+        fn poll_send(
+            self: Pin<&mut Self>,
+            _: &Transmit<'_>,
+            _: &mut Context<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn max_transmit_segments(&self) -> NonZeroUsize {
+            NonZeroUsize::MIN
+        }
+    }
+
+    #[test]
+    fn what_claims_to_come_from_a_peer_must_come_from_the_gateway() {
+        let (magic, relayed) = Magic::new([1; 5]);
+        let peer = magic.pin(id(1)).unwrap();
+        let other: SocketAddr = "[2001:db8::1]:1".parse().unwrap();
+        let wire = Wire(vec![peer.addr, other]);
+        let mut socket = MagicSocket::around(Box::new(wire), Arc::clone(&magic), relayed).unwrap();
+        magic.on_relayed(id(1), Part::Whole, packet(2));
+        let mut came = Vec::new();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for _ in 0..4 {
+            let (mut one, mut two) = ([0; 100], [0; 100]);
+            let mut buffers = [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)];
+            let mut metas = [RecvMeta::default(); 2];
+            let polled = socket.poll_recv(&mut cx, &mut buffers, &mut metas);
+            let Poll::Ready(count) = polled else { continue };
+            for (meta, buffer) in metas[..count.unwrap()].iter().zip(&buffers) {
+                came.push((meta.addr, buffer[..meta.len].to_vec()));
+            }
+        }
+        came.retain(|(_, packet)| !packet.is_empty());
+        came.sort_by_key(|(addr, _)| *addr != other);
+        let relayed = packet(2).to_vec();
+        assert_eq!(came, [(other, vec![0x41; 60]), (peer.addr, relayed)]);
+        assert_eq!(magic.drops(), (0, 1));
+    }
+
     #[test]
     fn a_gate_holds_only_what_is_for_its_addresses() {
         let (magic, _) = Magic::new([1; 5]);
