@@ -22,7 +22,7 @@ pub enum Verb {
     Serve,
     /// Leave something behind under a name: retained messages, records.
     Store,
-    /// Carry other members' traffic.
+    /// Have packets relayed to a member, whose id is the name.
     Relay,
 }
 

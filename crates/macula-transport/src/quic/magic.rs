@@ -207,8 +207,18 @@ impl Magic {
     }
 
     /// Packets for peers go out over this connection from now on.
-    pub(super) fn relay_through(&self, gateway: Option<&noq::Connection>) {
-        *lock(&self.gateway) = gateway.map(noq::Connection::weak_handle);
+    pub(super) fn relay_through(&self, gateway: &noq::Connection) {
+        *lock(&self.gateway) = Some(gateway.weak_handle());
+    }
+
+    /// A connection has ended; returns whether it was the one that relays.
+    pub(super) fn forget_relay(&self, ended: &WeakConnectionHandle) -> bool {
+        let mut gateway = lock(&self.gateway);
+        let is_same = gateway.as_ref().is_some_and(|it| it.is_same_connection(ended));
+        if is_same {
+            *gateway = None;
+        }
+        is_same
     }
 
     /// Whether there is a gateway to relay.

@@ -319,7 +319,7 @@ impl Endpoint {
     /// taken for theirs. Tells what address the gateway sees us at.
     pub(crate) fn relay_through(&self, gateway: &Connection) {
         let Some(peers) = &self.peers else { return };
-        peers.magic.relay_through(Some(&gateway.connection));
+        peers.magic.relay_through(&gateway.connection);
         peers.relay.send_replace(true);
         let follow = follow_gateway(&gateway.connection, Arc::clone(peers));
         self.crew.spawn(follow);
@@ -365,10 +365,7 @@ fn follow_gateway(
             _ended = closed => {}
             () = follow => {}
         }
-        // Unless another one has taken its place.
-        if weak.upgrade().is_none_or(|gateway| peers.magic.is_relay(&gateway))
-            && !peers.magic.has_relay()
-        {
+        if peers.magic.forget_relay(&weak) {
             peers.relay.send_replace(false);
         }
     }
