@@ -20,7 +20,7 @@ use super::magic::Berth;
 use super::{Peers, canonical};
 use crate::sync::lock;
 
-/// A first packet is not held back for less: the timer is no finer.
+/// A first packet is held back for so long at least: rather late than early.
 const GATE_MIN: Duration = Duration::from_millis(2);
 /// ... and not for longer, whatever the relay's round trip seems to be.
 const GATE_MAX: Duration = Duration::from_millis(500);
@@ -155,6 +155,7 @@ pub(super) fn manage(
         candidates: peers.candidates.subscribe(),
         relay: peers.relay.subscribe(),
         gate: None,
+        holds: true,
         started: Instant::now(),
         peers,
     };
@@ -181,6 +182,8 @@ struct Manager {
     relay: watch::Receiver<bool>,
     /// First packets that are held back, and until when.
     gate: Option<(u64, Instant)>,
+    /// Whether the next round holds them back.
+    holds: bool,
     started: Instant,
     peers: Arc<Peers>,
 }
@@ -304,6 +307,10 @@ impl Manager {
             (Class::Direct(canonical(remote)), PathKind::Direct)
         };
         let rtt = path.stats().rtt;
+        if kind == PathKind::Direct {
+            // What worked is what to begin with next time.
+            self.holds = !self.holds;
+        }
         tracing::debug!(%id, ?class, ?rtt, "path open");
         lock(&self.state.ledger).live.insert(key(id), kind);
         self.feed(Input::Opened { path: key(id), class, rtt });
@@ -383,11 +390,17 @@ impl Manager {
     }
 
     /// Begins a round. Our first packets wait until the peer, which hears of the round over the
-    /// relay, sends its own: some NATs take the address for good that an early one comes from.
+    /// relay, sends its own: some NATs take the address for good that an early one comes from. If it
+    /// is ours that minds, that is wrong, so the next round does not wait.
     fn check(&mut self, connection: &noq::Connection) {
-        let relay_rtt = connection.rtt(PathId::ZERO).unwrap_or_default();
-        let wait = (relay_rtt / 2).min(GATE_MAX);
-        if wait >= GATE_MIN && self.gate.is_none() {
+        let live = lock(&self.state.ledger).live.clone();
+        let relay = live.into_iter().find(|(_, kind)| *kind == PathKind::Relayed);
+        let relay_rtt = relay.and_then(|(path, _)| connection.rtt(PathId::from(path)));
+        let relay_rtt = relay_rtt.unwrap_or_default();
+        let wait = (relay_rtt / 2).clamp(GATE_MIN, GATE_MAX);
+        let holds = self.holds;
+        self.holds = !holds;
+        if holds && self.gate.is_none() {
             let mut addrs = connection.get_remote_nat_traversal_addresses().unwrap_or_default();
             let in_use = match self.selector.selected() {
                 Some((_, Class::Direct(addr))) => Some(addr),
