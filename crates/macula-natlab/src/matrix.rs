@@ -180,7 +180,8 @@ impl Stage<'_> {
         )?;
         let ready = responder.expect("ready", READY_TIMEOUT, self.stop)?;
         let here = self.address(one.access);
-        let (seconds, every) = (time.as_secs().to_string(), interval.as_millis().to_string());
+        let seconds = time.as_secs().to_string();
+        let every = format!("{}ms", interval.as_millis());
         let arguments = [
             "lab",
             "initiator",

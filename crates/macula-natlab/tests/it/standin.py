@@ -115,7 +115,7 @@ def main(arguments):
         peer(value("-g"), os.urandom(8).hex(), None, 3600, 0.1)
     else:
         peer(value("-g"), os.urandom(8).hex(), value("--peer"), float(value("--for")),
-             float(value("--interval")) / 1e3)
+             float(value("--interval").removesuffix("ms")) / 1e3)
 
 
 main(sys.argv[1:])
