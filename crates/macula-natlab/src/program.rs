@@ -139,13 +139,18 @@ impl Program {
         self.stop();
     }
 
-    fn stop(&mut self) {
+    /// Asks it to end; what it still has to say can be heard.
+    pub(crate) fn ask_to_end(&mut self) {
         drop(self.child.stdin.take());
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
             && matches!(self.child.try_wait(), Ok(None))
         {
             rustix::process::kill_process(pid, Signal::TERM).ok();
         }
+    }
+
+    fn stop(&mut self) {
+        self.ask_to_end();
         let until = Instant::now() + END_TIMEOUT;
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() >= until {

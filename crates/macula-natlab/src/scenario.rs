@@ -65,6 +65,8 @@ const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_secs(2);
 /// The cable is out for so long.
 const OUT: Duration = Duration::from_secs(3);
+/// How long the initiator has for its last words.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Beats while a mapping must not die of silence.
 const IDLE_INTERVAL: Duration = Duration::from_secs(8);
 const LOSS: f64 = 0.1;
@@ -130,6 +132,9 @@ pub fn run(
     }
     listen(&mut ear, &mut running.initiator, AFTER, stop)?;
     ear.silence_until(Instant::now());
+    running.initiator.ask_to_end();
+    // its last answers, and its counts
+    listen(&mut ear, &mut running.initiator, LAST_WORDS, stop)?;
     running.initiator.end();
     running.responder.end();
     gateway.end();

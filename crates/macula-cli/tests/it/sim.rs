@@ -2,7 +2,7 @@
 
 use crate::harness::run;
 
-const SMALL: &str = "name = 'small'\nabout = 'A test.'\nnodes = 60\n[join]\nsettle = '10s'\n\
+const SMALL: &str = "name = 'small'\nabout = 'A test.'\nnodes = 60\n[join]\nsettle = '60s'\n\
     [[step]]\ndo = 'measure'\n[[step]]\ndo = 'lookups'\nphase = 'all'\ncount = 100\nover = '2s'\n";
 
 #[test]
