@@ -299,8 +299,10 @@ async fn frames_that_are_never_finished_do_not_fill_memory() {
         }
     }
     assert_bearable(calm, pair.exchange().await);
-    // A quarter of the budget, and what QUIC takes in of each stream that is not read on.
-    assert_within(&gateway, (16 << 20) + 64 * (1280 << 10));
+    // A quarter of the budget, and what QUIC takes in of each stream that is not read on: 1 MiB, and
+    // half as much again for the buffers of packets that come out of order on a busy machine. All
+    // that was sent is 448 MiB.
+    assert_within(&gateway, (16 << 20) + 64 * (1536 << 10));
     pair.close().await;
 }
 
