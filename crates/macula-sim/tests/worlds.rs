@@ -93,9 +93,11 @@ fn nodes_that_leave_are_not_found_any_more() {
 
 #[test]
 fn a_partition_heals() {
+    // Those that tried each other across the rift rest, and look again up to 50 s later.
     let text = format!(
         "{HEAD}[[step]]\ndo = 'partition'\nshare = 0.4\n[[step]]\ndo = 'wait'\nfor = '30s'\n\
-         [[step]]\ndo = 'heal'\n[[step]]\ndo = 'converge'\nwithin = '120s'\nprobes = 100\n{LOOKUPS}"
+         [[step]]\ndo = 'heal'\n[[step]]\ndo = 'converge'\nwithin = '120s'\nprobes = 100\n\
+         [[step]]\ndo = 'wait'\nfor = '90s'\n{LOOKUPS}"
     );
     expect_all_right(&simulate(&text, 60, 10, 1));
 }
