@@ -63,7 +63,7 @@ pub enum Output<'a> {
         /// The packet.
         data: &'a [u8],
     },
-    /// Open a UDP socket and report it with [`Server::bound`].
+    /// Open a UDP socket and report it with [`Server::bound`](super::Server::bound).
     Bind {
         /// Its number from now on.
         relay: RelayId,
