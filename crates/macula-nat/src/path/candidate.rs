@@ -10,23 +10,17 @@ pub enum Kind {
     Host,
     /// Our address as a server outside sees it.
     ServerReflexive,
-    /// An address that a router opened for us on request (PCP, NAT-PMP, UPnP). For RFC 8445 it is
-    /// server-reflexive; it is counted apart, and preferred, as no filter stands in front of it.
-    Mapped,
-    /// An address of ours on a TURN server.
-    Relayed,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Host, Self::ServerReflexive, Self::Mapped, Self::Relayed];
+    pub const ALL: [Self; 2] = [Self::Host, Self::ServerReflexive];
 
     /// How many candidates of this kind one endpoint offers at most.
     pub const fn max(self) -> usize {
         match self {
             Self::Host => 8,
-            Self::ServerReflexive | Self::Mapped => 4,
-            Self::Relayed => 2,
+            Self::ServerReflexive => 4,
         }
     }
 
@@ -34,9 +28,7 @@ impl Kind {
     const fn type_preference(self) -> u32 {
         match self {
             Self::Host => 126,
-            Self::Mapped => 105,
             Self::ServerReflexive => 100,
-            Self::Relayed => 0,
         }
     }
 }
@@ -193,7 +185,7 @@ mod tests {
         }
         assert_eq!(candidates.list().len(), 8, "each address once, and no kind has more");
         let max: usize = Kind::ALL.into_iter().map(Kind::max).sum();
-        assert_eq!(max, 18);
+        assert_eq!(max, 12);
     }
 
     #[test]
