@@ -10,6 +10,9 @@
 //! To QUIC the socket is always an IPv6 one, as the synthetic addresses are; IPv4 appears as
 //! mapped (RFC 4291 §2.5.5.2).
 
+#[cfg_attr(not(test), expect(dead_code, reason = "ways are added one by one"))]
+pub(super) mod detour;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, IoSliceMut};
@@ -55,6 +58,7 @@ pub(crate) struct Magic {
     dials: Mutex<HashMap<EndpointId, Vec<oneshot::Sender<Unreachable>>>>,
     gates: Mutex<Vec<Gate>>,
     has_gates: AtomicBool,
+    detours: detour::Detours,
     /// Packets of the wire that claimed a synthetic address.
     spoofed: AtomicU64,
     /// Relayed packets that were dropped here: no gateway, too large, or the inbox was full.
@@ -160,6 +164,7 @@ impl Magic {
             dials: Mutex::default(),
             gates: Mutex::default(),
             has_gates: AtomicBool::new(false),
+            detours: detour::Detours::default(),
             spoofed: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
         };
@@ -280,7 +285,12 @@ impl Magic {
         };
         let addr = self.addr(index, slot.generation);
         drop(table);
-        if !is_plausible(&packet) || self.inbox.try_send((addr, packet)).is_err() {
+        self.deliver(addr, packet);
+    }
+
+    /// Gives QUIC a packet that came another way than by the UDP socket.
+    fn deliver(&self, from: SocketAddr, packet: Bytes) {
+        if !is_plausible(&packet) || self.inbox.try_send((from, packet)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -540,8 +550,13 @@ impl UdpSender for MagicSender {
         transmit: &Transmit<'_>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
+        let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+        if let Some(way) = self.magic.detours.way(&transmit.destination) {
+            let dropped = way.send(transmit.destination, transmit.contents, segment);
+            self.magic.dropped.fetch_add(dropped, Ordering::Relaxed);
+            return Poll::Ready(Ok(()));
+        }
         if self.magic.owns(&transmit.destination) {
-            let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
             self.magic.relay(&transmit.destination, transmit.contents, segment);
             return Poll::Ready(Ok(()));
         }
