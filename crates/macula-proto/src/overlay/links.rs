@@ -15,7 +15,7 @@ const CONNECTING_MAX: usize = 24;
 const EXPECTED_FOR: Duration = Duration::from_secs(5);
 /// Routers that are expected at once; more are told that there is no room.
 const EXPECTED_MAX: usize = 64;
-/// How long a router that is full or did not answer is left alone.
+/// How long a router that is full is left alone.
 const REST: Duration = Duration::from_secs(30);
 /// After this a neighbour has said what it needs the link for.
 const UNSAID_FOR: Duration = Duration::from_secs(2);
@@ -313,7 +313,7 @@ impl Core {
                     self.learn_all(&others);
                 }
                 let entry = self.links.connecting.swap_remove(place);
-                self.table.fail(&self.key, &entry.peer, &entry.key, now + REST);
+                self.table.fail(&self.key, &entry.peer, &entry.key, now);
                 self.connecting_ended(now, &entry);
             }
         }
@@ -370,7 +370,7 @@ impl Core {
             return;
         };
         let entry = self.links.connecting.swap_remove(place);
-        self.table.fail(&self.key, &entry.peer, &entry.key, now + REST);
+        self.table.fail(&self.key, &entry.peer, &entry.key, now);
         self.connecting_ended(now, &entry);
     }
 
@@ -484,7 +484,7 @@ impl Core {
         let Some(gone) = self.remove_link(now, link) else { return };
         if is_refused {
             // it agreed, and thought better of it when it saw the link
-            return self.table.fail(&self.key, &gone.id, &gone.key, now + REST);
+            return self.table.fail(&self.key, &gone.id, &gone.key, now);
         }
         // what nobody needed was closed, not lost
         if was_needed && self.links.lost.len() < LOST_MAX {

@@ -1,6 +1,7 @@
 //! Contacts: routers that this node has heard of, in 160 buckets by shared leading bits.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::message::Contact;
 use crate::id::{Distance, EndpointId, Key};
@@ -23,9 +24,20 @@ const _: () = assert!(size_of::<Known>() <= 64);
 /// Places by which a bucket grows.
 const GROWTH: usize = 4;
 /// Failures in a row after which a contact is forgotten.
-const FAILURES_MAX: u8 = 2;
+const FAILURES_MAX: u8 = 4;
+/// A contact rests for so many seconds after its first failure, and for four times as long after each
+/// further one: after a rift the way to it is found within seconds, and one that is gone is forgotten
+/// after three quarters of a minute.
+const FAILURE_REST: u32 = 2;
+/// The longest rest after a failure, seconds.
+const FAILURE_REST_MAX: u32 = 30;
 
 impl Known {
+    /// When it may be asked for a link.
+    pub(super) fn ready_at(&self) -> Time {
+        Time::START + Duration::from_secs(self.rest_until.into())
+    }
+
     /// Whether it may be asked for a link now.
     pub(super) fn is_ready(&self, now: Time) -> bool {
         self.rest_until <= seconds(now)
@@ -87,13 +99,14 @@ impl Table {
     }
 
     /// It did not answer, or has no room: it rests, and is forgotten after some more.
-    pub(super) fn fail(&mut self, me: &Key, id: &EndpointId, key: &Key, until: Time) {
+    pub(super) fn fail(&mut self, me: &Key, id: &EndpointId, key: &Key, now: Time) {
         let index = me.distance(key).shared_bits();
         let Some(bucket) = self.buckets.get_mut(&index) else { return };
         let Some(place) = bucket.iter().position(|known| known.contact.id == *id) else { return };
         if let Some(known) = bucket.get_mut(place) {
+            let rest = (FAILURE_REST << (2 * known.failures)).min(FAILURE_REST_MAX);
             known.failures += 1;
-            known.rest_until = seconds(until) + 1;
+            known.rest_until = seconds(now) + 1 + rest;
             if known.failures < FAILURES_MAX {
                 return;
             }
@@ -162,4 +175,32 @@ impl Table {
 
 fn seconds(at: Time) -> u32 {
     u32::try_from(at.as_micros() / 1_000_000).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::RealmId;
+    use crate::overlay::Coordinate;
+
+    #[test]
+    fn who_does_not_answer_rests_longer_each_time_and_is_forgotten() {
+        let me = Key::from_bytes([0; 20]);
+        let id = EndpointId::from_bytes([7; 32]);
+        let peer = Contact::new(&RealmId::from_bytes([1; 32]), id, Coordinate::default());
+        let mut table = Table::default();
+        assert!(table.learn(&me, peer, 20));
+        let mut now = Time::START;
+        let mut rests = Vec::new();
+        while let Some(known) = table.find(&me, &peer.key) {
+            assert!(known.is_ready(now));
+            table.fail(&me, &id, &peer.key, now);
+            let Some(known) = table.find(&me, &peer.key) else { break };
+            assert!(!known.is_ready(now));
+            rests.push((known.ready_at() - now).as_secs());
+            now = known.ready_at();
+        }
+        // each and the second that may be a fraction
+        assert_eq!((rests, table.len()), (vec![3, 9, 31], 0));
+    }
 }

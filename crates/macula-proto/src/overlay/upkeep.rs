@@ -255,7 +255,7 @@ impl Core {
             return;
         }
         let mut room = CONNECTS_PER_LOOK;
-        let missing_siblings = self.want_siblings(now, &mut room);
+        let (missing_siblings, rested) = self.want_siblings(now, &mut room);
         self.exchange_siblings();
         let is_settled = missing_siblings == 0 && !self.links.is_connecting_sibling();
         let wants_more = if is_settled { self.want_buckets(now, &mut room) } else { false };
@@ -290,7 +290,7 @@ impl Core {
         };
         let next = now + self.jittered(interval);
         self.upkeep.by(next);
-        if let Some(due) = self.redial_lost(now) {
+        for due in self.redial_lost(now).into_iter().chain(rested) {
             self.upkeep.by(due);
         }
         if self.upkeep.refresh.is_none() {
@@ -314,21 +314,28 @@ impl Core {
         }
     }
 
-    /// Asks for links to the closest routers known; returns how many of those are missing.
-    fn want_siblings(&mut self, now: Time, room: &mut usize) -> usize {
+    /// Asks for links to the closest routers known; returns how many of those are missing, and when the
+    /// first that rests may be asked again.
+    fn want_siblings(&mut self, now: Time, room: &mut usize) -> (usize, Option<Time>) {
         let wanted = self.config.siblings;
         // the deepest buckets hold the closest; within a bucket order by distance
         let reach = self.links.reach(&self.key, wanted);
         let mut close: Vec<(Distance, Contact)> = Vec::new();
         let mut last_bucket = None;
+        let mut rested: Option<Time> = None;
         for (bucket, known) in self.table.iter().rev() {
             if close.len() >= wanted && last_bucket != Some(bucket) {
                 break;
             }
             last_bucket = Some(bucket);
             let distance = known.contact.key.distance(&self.key);
-            if known.is_ready(now) && distance <= reach {
+            if distance > reach {
+                continue;
+            }
+            if known.is_ready(now) {
                 close.push((distance, known.contact));
+            } else if self.links.to(&known.contact.id).is_none() {
+                rested = rested.into_iter().chain([known.ready_at()]).min();
             }
         }
         close.sort_unstable_by_key(|(distance, _)| *distance);
@@ -345,7 +352,7 @@ impl Core {
                 missing += 1;
             }
         }
-        missing
+        (missing, rested)
     }
 
     fn exchange_siblings(&mut self) {
