@@ -25,9 +25,12 @@
 //! Receiving is bounded per channel by [`READ_AHEAD_BYTES_MAX`], sending by
 //! [`SEND_QUEUE_BYTES_MAX`]; [`Backoff`] spaces the dials of the caller.
 //!
+//! [`AnonymousListener`] is another socket, for clients of another protocol that prove nothing.
+//!
 //! What this crate does *not* do: understand frames, decide who may connect, dial again, answer
 //! application probes.
 
+mod anonymous;
 mod assemble;
 mod backoff;
 mod crew;
@@ -45,6 +48,9 @@ mod socket;
 mod stream;
 mod sync;
 
+pub use anonymous::{
+    AnonymousConfig, AnonymousConnection, AnonymousListener, AnonymousReceiver, AnonymousSender,
+};
 pub use backoff::{Backoff, DEFAULT_BACKOFF_FIRST, DEFAULT_BACKOFF_MAX};
 pub use dial::{AttemptError, DialError, PeerError, Target};
 pub use endpoint::{Endpoint, EndpointConfig, MTU_MAX};

@@ -8,6 +8,7 @@ use noq::{ConnectionId, ConnectionIdGenerator, InvalidCid, MtuDiscoveryConfig, V
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::{hkdf, hmac};
 
+use crate::anonymous::AnonymousConfig;
 use crate::endpoint::EndpointConfig;
 use crate::key::SecretKey;
 
@@ -123,6 +124,28 @@ fn server_with(
         .incoming_buffer_size(INCOMING_BYTES_MAX)
         .incoming_buffer_size_total(INCOMING_TOTAL_BYTES_MAX);
     config
+}
+
+/// Settings of connections of clients that show no key. They speak a protocol of small messages on a
+/// stream or a few, so windows are small: nobody of them is known.
+pub(super) fn anonymous(
+    tls: Arc<rustls::ServerConfig>,
+    seal: &SecretKey,
+    settings: &AnonymousConfig,
+) -> Result<noq::ServerConfig, noq::crypto::rustls::NoInitialCipherSuite> {
+    let tls = noq::crypto::rustls::QuicServerConfig::try_from(tls)?;
+    let mut transport = noq::TransportConfig::default();
+    let window = VarInt::from_u32(settings.stream_window_bytes);
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(settings.streams_max))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(window)
+        .receive_window(VarInt::from_u32(settings.stream_window_bytes.saturating_mul(4)))
+        .send_window(u64::from(settings.stream_window_bytes))
+        .datagram_receive_buffer_size(None)
+        .keep_alive_interval(Some(settings.keep_alive))
+        .max_idle_timeout(settings.idle_timeout.try_into().ok());
+    Ok(server_with(tls, seal, transport))
 }
 
 /// Settings of dialled connections.

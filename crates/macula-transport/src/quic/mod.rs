@@ -1,5 +1,6 @@
 //! Everything that knows which QUIC stack this is. Nothing outside this module names it.
 
+pub(crate) mod anonymous;
 mod config;
 mod magic;
 mod paths;
