@@ -282,6 +282,21 @@ impl Router {
         Ok(Node::new(self.owner.clone(), id, realm))
     }
 
+    /// As [`Router::node`], in a guarded realm that this router hosts. What the node does there is not
+    /// held to any grant: whoever runs the router answers for it.
+    ///
+    /// # Errors
+    /// [`JoinError::Closed`].
+    ///
+    /// # Cancel safety
+    /// As [`Router::node`].
+    pub async fn guarded_node(&self, realm: &Realm) -> Result<Node, JoinError> {
+        let membership = Membership::hosted(realm);
+        let name = membership.name.clone();
+        let id = self.owner.join(membership).await?;
+        Ok(Node::new(self.owner.clone(), id, &name))
+    }
+
     /// Goes down for a restart: refuses what is new, tells all peers to come back somewhere within
     /// `reconnect_window`, closes all links, and ends. Gives up waiting after 5 s.
     ///
