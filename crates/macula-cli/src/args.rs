@@ -187,6 +187,10 @@ pub(crate) struct GatewayArgs {
     /// gateway's IP address, port 3478)
     #[arg(long, env = "MACULA_TURN_LISTEN", value_name = "ADDR:PORT", conflicts_with = "no_turn")]
     pub(crate) turn_listen: Option<std::net::SocketAddr>,
+    /// Let clients of Macula v0.7 in at this UDP address; they mostly dial port 9443. They have no
+    /// authentication: open realms only, unless the configuration names a guarded one for them
+    #[arg(long, env = "MACULA_V07_LISTEN", value_name = "ADDR:PORT")]
+    pub(crate) v07_listen: Option<std::net::SocketAddr>,
     /// Print the commented default configuration and exit
     #[arg(long)]
     pub(crate) print_config: bool,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use macula::GuardedRealm;
 
+use crate::compat07::V07Config;
 use crate::human;
 use crate::turn::TurnConfig;
 
@@ -48,6 +49,8 @@ pub struct GatewayConfig {
     pub quotas: Quotas,
     /// The STUN and TURN server.
     pub turn: TurnConfig,
+    /// The door for v0.7 clients.
+    pub v07: V07Config,
     /// What happens on SIGTERM.
     pub drain: Drain,
 }
@@ -196,6 +199,7 @@ impl Default for GatewayConfig {
             limits: Limits::default(),
             quotas: Quotas::default(),
             turn: TurnConfig::default(),
+            v07: V07Config::default(),
             drain: Drain::default(),
         }
     }
@@ -374,6 +378,7 @@ impl GatewayConfig {
             check_count(field, value, min, max)?;
         }
         self.turn.check()?;
+        self.v07.check(&self.realms)?;
         let drain = &self.drain;
         check_span("drain.reconnect_window", drain.reconnect_window, Duration::ZERO, minutes)?;
         check_span("drain.timeout", drain.timeout, Duration::from_millis(100), minutes)?;

@@ -3,13 +3,17 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use macula::{
     CoreConfig, EndpointId, Event, Events, HandshakeLimits, HandshakeStats, KeyFileError, Router,
     StartError,
 };
+use macula_proto::node::{Asker, Extension};
 
+use crate::compat07::{V07, V07Error};
 use crate::config::{ConfigError, GatewayConfig};
 use crate::home;
 use crate::signal::StopSignal;
@@ -57,6 +61,9 @@ pub enum GatewayError {
     /// The STUN and TURN server cannot listen where it was told to.
     #[error(transparent)]
     Turn(#[from] TurnError),
+    /// The door for v0.7 clients does not open.
+    #[error(transparent)]
+    V07(#[from] V07Error),
     /// Anything else that the library says.
     #[error(transparent)]
     Start(StartError),
@@ -81,6 +88,7 @@ impl GatewayError {
                  (peers that pinned the old one will refuse the gateway)"
             }
             Self::Turn(_) => "choose another address with `turn.listen`, or start with --no-turn",
+            Self::V07(_) => "choose another address with `v07.listen`, or leave it out",
             Self::Start(_) => "--log debug tells more",
         }
     }
@@ -91,6 +99,7 @@ impl GatewayError {
 pub struct Gateway {
     router: Router,
     turn: Option<Turn>,
+    v07: Option<V07>,
     config: GatewayConfig,
     key_path: PathBuf,
 }
@@ -111,7 +120,9 @@ impl Gateway {
         let key = macula::load_or_create_key(&key_path)?;
         let listen = usable_address(config.listen)?;
         let turn = Turn::start(&config.turn, listen)?;
-        let extension = turn.as_ref().map(Turn::extension);
+        let v07 = V07::bind(&config.v07, &config.realms)?;
+        let extensions = turn.iter().map(Turn::extension).chain(v07.iter().map(V07::extension));
+        let extension: Arc<dyn Extension> = Arc::new(Extensions(extensions.collect()));
         let agent = concat!("macula-gateway/", env!("CARGO_PKG_VERSION"));
         let mut builder = Router::builder().listen(listen).key(key).agent(agent);
         if config.realms.is_empty() {
@@ -126,11 +137,14 @@ impl Gateway {
         builder = builder.revocations_dir(revocations_dir(&config, &key_path));
         let builder = builder
             .limits(|core| set_limits(core, &config))
-            .limits(|core| core.extension = extension)
+            .limits(|core| core.extension = Some(extension))
             .handshake_timeout(config.limits.handshake_timeout)
             .handshakes(|handshakes| set_handshakes(handshakes, &config));
         let router = builder.start().await.map_err(GatewayError::Start)?;
-        Ok(Self { router, turn, config, key_path })
+        if let Some(v07) = &v07 {
+            v07.run(&router);
+        }
+        Ok(Self { router, turn, v07, config, key_path })
     }
 
     /// The gateway's id, which peers pin.
@@ -146,6 +160,11 @@ impl Gateway {
     /// The STUN and TURN server, if it runs.
     pub fn turn(&self) -> Option<&Turn> {
         self.turn.as_ref()
+    }
+
+    /// The door for v0.7 clients, if it is open.
+    pub fn v07(&self) -> Option<&V07> {
+        self.v07.as_ref()
     }
 
     /// Addresses that peers can dial: the one listened at, or, when that is "all", loopback and
@@ -229,11 +248,28 @@ impl Gateway {
     ///
     /// # Cancel safety
     /// Dropping the future stops the gateway at once.
-    pub async fn drain(self) {
+    pub async fn drain(mut self) {
+        if let Some(v07) = self.v07.take() {
+            v07.close().await;
+        }
         let drained = self.router.drain(self.config.drain.reconnect_window);
         if tokio::time::timeout(self.config.drain.timeout, drained).await.is_err() {
             tracing::warn!("not all peers took their leave in time");
         }
+    }
+}
+
+/// What runs beside the node, as one.
+#[derive(Debug)]
+struct Extensions(Vec<Arc<dyn Extension>>);
+
+impl Extension for Extensions {
+    fn answer(&self, procedure: &str, asker: Asker) -> Option<Bytes> {
+        self.0.iter().find_map(|extension| extension.answer(procedure, asker))
+    }
+
+    fn counters(&self) -> Vec<(String, u64)> {
+        self.0.iter().flat_map(|extension| extension.counters()).collect()
     }
 }
 

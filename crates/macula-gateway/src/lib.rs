@@ -8,6 +8,7 @@
 //! What this crate does *not* do: parse arguments or print (crate `macula-cli`), decide anything
 //! about the protocol (crate `macula-proto`).
 
+pub mod compat07;
 pub mod config;
 pub mod gateway;
 pub mod home;

@@ -60,6 +60,9 @@ fn effective(args: &GatewayArgs) -> Result<GatewayConfig, Failure> {
     if let Some(listen) = args.turn_listen {
         config.turn.listen = Some(listen);
     }
+    if let Some(listen) = args.v07_listen {
+        config.v07.listen = Some(listen);
+    }
     if !args.realm.is_empty() {
         config.realms.clone_from(&args.realm);
     }
@@ -106,12 +109,14 @@ fn announce(args: &GatewayArgs, gateway: &Gateway) -> Result<(), Failure> {
     let (id, local, config) = (gateway.id(), gateway.local_addr(), gateway.config());
     let addrs = gateway.dial_addrs();
     let turn = gateway.turn().and_then(Turn::local_addr);
+    let v07 = gateway.v07();
     if args.json {
         let addrs: Vec<String> = addrs.iter().map(ToString::to_string).collect();
         out::json(&json!({
             "event": "listening", "id": id.to_string(), "addr": local.to_string(),
             "dial": addrs, "realms": config.realms, "any_open_realm": config.realms.is_empty(),
-            "turn": turn.map(|it| it.to_string()), "pid": std::process::id(),
+            "turn": turn.map(|it| it.to_string()),
+            "v07": v07.map(|it| it.local_addr().to_string()), "pid": std::process::id(),
         }))?;
         return Ok(());
     }
@@ -124,6 +129,16 @@ fn announce(args: &GatewayArgs, gateway: &Gateway) -> Result<(), Failure> {
     field("address", &format_args!("{local} (UDP)"));
     if let Some(turn) = turn {
         field("turn", &format_args!("{turn} (STUN and TURN)"));
+    }
+    if let Some(v07) = v07 {
+        let realms = match v07.realms() {
+            [] => "any open realm".to_owned(),
+            names => names.join(", "),
+        };
+        field("v0.7", &format_args!("{} (UDP), into {realms}", v07.local_addr()));
+        let loud =
+            "clients of v0.7 have NO authentication: whoever reaches that port may be anybody.";
+        field("", &paint.yellow(loud));
     }
     field("key file", &gateway.key_path().display());
     let realm = match config.realms.as_slice() {
