@@ -13,7 +13,12 @@
 // Private to its crate, which would bring all of QUIC into every fuzz build.
 #[path = "../../macula-transport/src/assemble.rs"]
 mod assemble;
+// Without the sockets and nodes around it.
+#[allow(dead_code, unreachable_pub, missing_docs, reason = "public in another crate")]
+#[path = "../../macula-gateway/src/compat07/core/mod.rs"]
+mod compat07;
 mod control;
+mod door;
 mod frame;
 mod grant;
 mod message;
@@ -35,6 +40,7 @@ mod stun;
 mod world;
 
 pub use control::control;
+pub use door::door;
 pub use frame::frame;
 pub use grant::grant;
 pub use message::message;
@@ -47,7 +53,7 @@ pub use stun::stun;
 pub type Body = fn(data: &[u8]);
 
 /// Every body, by the name of its target.
-pub const TARGETS: [(&str, Body); 8] = [
+pub const TARGETS: [(&str, Body); 9] = [
     ("frame", frame),
     ("message", message),
     ("control", control),
@@ -56,4 +62,5 @@ pub const TARGETS: [(&str, Body); 8] = [
     ("overlay", overlay),
     ("grant", grant),
     ("stun", stun),
+    ("door", door),
 ];

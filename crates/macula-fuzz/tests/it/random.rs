@@ -126,3 +126,8 @@ fn worlds_in_which_anything_happens() {
 fn a_router_among_neighbours_that_say_anything() {
     check("overlay");
 }
+
+#[test]
+fn a_door_for_any_bytes() {
+    check("door");
+}

@@ -40,6 +40,7 @@ fn seeds() -> Seeds {
     grants(&mut seeds);
     overlays(&mut seeds);
     stuns(&mut seeds);
+    doors(&mut seeds);
     for (index, lines) in PATTERNS.iter().enumerate() {
         seeds.insert(("pattern", format!("hand_{index}")), lines.as_bytes().to_vec());
     }
@@ -74,6 +75,95 @@ fn stuns(seeds: &mut Seeds) {
     ];
     for (name, steps) in scripts {
         seeds.insert(("stun", name.to_owned()), steps.concat());
+    }
+}
+
+/// Seeds of `door`: the recorded streams of v0.7 programs in pieces, and scripts of messages.
+fn doors(seeds: &mut Seeds) {
+    let vectors: Value =
+        serde_json::from_str(include_str!("../../../../vectors/v07.json")).unwrap();
+    let unhex = |text: &str| -> Vec<u8> {
+        let digits = (0..text.len()).step_by(2);
+        digits.map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    };
+    // The settings, then a step.
+    let open = [0, 0, 0, 0, 0];
+    let pieces = |bytes: &[u8]| -> Vec<u8> {
+        let piece = |piece: &[u8]| [&[1, 0, piece.len() as u8, 0][..], piece].concat();
+        bytes.chunks(200).flat_map(piece).collect()
+    };
+    let mut recorded = open.to_vec();
+    for vector in vectors.as_array().unwrap() {
+        let bytes = unhex(vector["hex"].as_str().unwrap());
+        let name = vector["name"].as_str().unwrap();
+        if name.starts_with("captured") && bytes.len() < 200 {
+            recorded.extend(pieces(&bytes));
+        } else if name.contains("route") || vector["valid"] == false {
+            seeds.insert(("door", name.to_owned()), [&open[..], &pieces(&bytes)].concat());
+        }
+    }
+    seeds.insert(("door", "recorded".to_owned()), recorded);
+    // Action, connection and stream, what, which.
+    let scripts: [(&str, &[[u8; 4]]); 4] = [
+        (
+            "publish",
+            &[
+                [0, 0, 0, 0],
+                [0, 1, 0, 0],
+                [2, 0, 0, 0],
+                [2, 1, 0, 1],
+                [2, 0, 1, 1],
+                [6, 0, 4, 1],
+                [8, 0, 1, 0],
+                [2, 1, 3, 0],
+                [9, 0, 1, 0],
+            ],
+        ),
+        (
+            "legacy",
+            &[
+                [0, 0, 0, 0],
+                [0, 1, 0, 0],
+                [2, 0, 0, 0],
+                [2, 1, 0, 1],
+                [2, 0, 1, 0],
+                [2, 1, 3, 0],
+                [2, 0, 4, 0],
+                [6, 0, 4, 1],
+            ],
+        ),
+        (
+            "calls",
+            &[
+                [0, 0, 0, 0],
+                [0, 1, 0, 0],
+                [2, 0, 0, 0],
+                [2, 1, 0, 1],
+                [2, 0, 5, 4],
+                [2, 1, 7, 4],
+                [10, 0, 1, 0],
+                [2, 0, 8, 0],
+                [11, 0, 4, 0],
+                [12, 0, 0, 1],
+                [5, 0, 0, 0],
+            ],
+        ),
+        (
+            "again",
+            &[
+                [0, 0, 0, 0],
+                [0, 1, 0, 0],
+                [2, 0, 0, 0],
+                [2, 0, 1, 2],
+                [2, 1, 0, 0],
+                [4, 0, 0, 0],
+                [5, 0, 0, 0],
+                [6, 0, 255, 255],
+            ],
+        ),
+    ];
+    for (name, steps) in scripts {
+        seeds.insert(("door", name.to_owned()), [&[0][..], &steps.concat()].concat());
     }
 }
 

@@ -12,6 +12,8 @@ mod bridge;
 mod config;
 pub mod core;
 mod queue;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;

@@ -736,6 +736,10 @@ impl Door {
     fn replace(&mut self, old: ConnectionId) {
         self.stats.replaced += 1;
         self.fail_given(old);
+        if let Some(connection) = self.connections.get_mut(&old) {
+            // What it still says before it is closed is said by nobody.
+            connection.node_id = None;
+        }
         let streams = self.connections.get(&old).map(|it| it.streams.clone());
         for stream in streams.into_iter().flatten() {
             self.end_subscriptions(stream);

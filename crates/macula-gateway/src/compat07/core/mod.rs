@@ -8,6 +8,3 @@ pub mod door;
 pub mod realm;
 pub mod topics;
 pub mod wire;
-
-#[cfg(test)]
-mod tests;

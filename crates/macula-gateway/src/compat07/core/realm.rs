@@ -116,13 +116,14 @@ impl Topics {
         self.literals.contains_key(pattern) || self.wildcards.contains_key(pattern)
     }
 
-    /// Adds a subscription; returns the native pattern to ask for, if that is new.
+    /// Adds a subscription; returns whether the native pattern is to be asked for.
     pub fn add(&mut self, stream: StreamId, pattern: &Bytes, native: Option<&Arc<str>>) -> bool {
         self.table(pattern).entry(pattern.clone()).or_default().insert(stream);
         let Some(native) = native else { return false };
         let entry = self.natives.entry(native.clone()).or_default();
+        let is_new = entry.patterns.is_empty();
         entry.patterns.insert(pattern.clone());
-        entry.patterns.len() == 1
+        is_new
     }
 
     /// Removes a subscription; returns whether the native pattern is asked for no more.

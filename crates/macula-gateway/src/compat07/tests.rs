@@ -8,17 +8,17 @@ use macula_proto::Time;
 use proptest::prelude::*;
 use serde_json::Value as Json;
 
-use super::dialect::Value;
-use super::door::{
+use super::core::dialect::Value;
+use super::core::door::{
     Called, Config, Door, LegacyDelivery, MARK_WAIT, Now, Output, STRANGER_TIMEOUT, key_of,
 };
-use super::topics;
-use super::wire::{self, Fault, Frame, FrameReader, Message, Next, kind};
+use super::core::topics;
+use super::core::wire::{self, Fault, Frame, FrameReader, Message, Next, kind};
 
 // --- vectors -----------------------------------------------------------------------------------
 
 fn vectors() -> Vec<Json> {
-    let text = include_str!("../../../../../vectors/v07.json");
+    let text = include_str!("../../../../vectors/v07.json");
     serde_json::from_str(text).unwrap()
 }
 
@@ -493,6 +493,20 @@ fn publishes_reach_other_clients_and_native_peers_once() {
     // After the window the number may come again.
     world.publish(3, "a.x", "hello", 1);
     assert_eq!(publishes_to(&world.out(), 1), 1);
+}
+
+#[test]
+fn native_peers_are_asked_once_for_what_many_clients_want() {
+    let mut world = World::new(|_| {});
+    (1..=3).for_each(|number| {
+        world.client(number);
+        world.subscribe(number, "a.b");
+    });
+    let out = world.out();
+    assert!(!out.iter().any(|it| matches!(it, Output::Subscribe { .. })), "{out:?}");
+    (1..=3).for_each(|number| world.send(number, kind::UNSUBSCRIBE, topic_list(&["a.b"])));
+    let gone = Output::Unsubscribe { realm: REALM.into(), pattern: "a.b".into() };
+    assert_eq!(world.out(), [gone]);
 }
 
 #[test]
