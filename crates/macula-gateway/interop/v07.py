@@ -232,12 +232,13 @@ def free_port():
 
 
 class Gateway:
-    def __init__(self, macula, settings=""):
+    def __init__(self, macula, settings="", realms=(REALM,)):
         self.macula, self.directory = macula, tempfile.TemporaryDirectory()
         self.env = dict(os.environ, MACULA_HOME=self.directory.name)
+        self.membership = ["-r", REALM]
         config = os.path.join(self.directory.name, "gateway.toml")
         with open(config, "w") as file:
-            file.write(f'listen = "{HOST}:0"\nrealms = ["{REALM}"]\n[turn]\nenabled = false\n')
+            file.write(f'listen = "{HOST}:0"\nrealms = {json.dumps(list(realms))}\n[turn]\nenabled = false\n')
             file.write(f'[v07]\nlisten = "{HOST}:0"\n{settings}')
         self.process = subprocess.Popen(
             [macula, "gateway", "--config", config, "--json", "--until-stdin-closes"],
@@ -256,7 +257,7 @@ class Gateway:
         self.directory.cleanup()
 
     def command(self, name, *arguments):
-        return [self.macula, name, "-g", self.address, "-r", REALM, *arguments]
+        return [self.macula, name, "-g", self.address, *self.membership, *arguments]
 
     async def start(self, name, *arguments):
         return await asyncio.create_subprocess_exec(
@@ -494,6 +495,43 @@ async def limits(macula):
     check("connections of one address and the rate of a client are limited, and counted")
 
 
+async def guarded(macula):
+    with tempfile.TemporaryDirectory() as directory:
+        file = lambda name: os.path.join(directory, name)
+        env = dict(os.environ, MACULA_HOME=directory)
+
+        def tell(*arguments):
+            return subprocess.run([macula, *arguments], env=env, check=True, stdout=subprocess.PIPE,
+                                  stderr=subprocess.DEVNULL, text=True).stdout.strip()
+
+        realm = tell("realm", "new", REALM, "--out", file("root")).split()[-1]
+        assert realm.startswith(REALM + "@"), realm
+        # One each: programs with the same key push each other off the gateway.
+        for name in ("listener", "other"):
+            tell("keygen", "--out", file(name))
+            tell("realm", "grant", "--root", file("root"), "--for", file(name), "--out", file(name + ".grant"))
+        member = lambda name: ["--key", file(name), "--grant", file(name + ".grant")]
+        with Gateway(macula, "", [realm, "com.example.open"]) as gateway:
+            async with Client(gateway.v07) as client:
+                client.write(client.connect_frame())
+                await client.stream_ends()
+                await client.silence(0.5)
+        with Gateway(macula, f"realms = {json.dumps([realm])}\n", [realm]) as gateway:
+            async with Client(gateway.v07) as client:
+                await client.connect()
+                await client.subscribe("hall.**")
+                gateway.membership = member("listener")
+                native = await gateway.start("sub", "old.**", "-C", "1")
+                gateway.membership = member("other")
+                await gateway.until("subscriptions", lambda it: of_realm(it, "subscriptions") >= 2)
+                _, code = await gateway.run("pub", "hall.1", "inside")
+                assert code == 0 and (await client.expect(PUBLISH))["payload"] == b"inside"
+                client.publish("old.1", "from outside")
+                output, _ = await asyncio.wait_for(native.communicate(), 20)
+                assert b"from outside" in output, output
+    check("a guarded realm is closed to the door unless it is named for it")
+
+
 async def idle(gateway):
     async with Client(gateway.v07) as client:
         await client.connect()
@@ -531,6 +569,7 @@ async def main():
         assert status["v07_handshakes"] > 5 and status["v07_malformed"] == 0, status
         check("nothing is left of clients that are gone")
     await limits(macula)
+    await guarded(macula)
 
 
 if __name__ == "__main__":

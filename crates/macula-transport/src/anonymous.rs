@@ -337,7 +337,7 @@ impl AnonymousConnection {
     /// Safe: no stream is lost.
     pub async fn accept_stream(&self) -> Option<(AnonymousSender, AnonymousReceiver)> {
         let (send, recv) = self.quic.accept_bi().await?;
-        Some((AnonymousSender(send), AnonymousReceiver(recv)))
+        Some((AnonymousSender { quic: send, is_finished: false }, AnonymousReceiver(recv)))
     }
 
     /// Closes it at once; what is on its way is dropped.
@@ -354,9 +354,12 @@ impl AnonymousConnection {
     }
 }
 
-/// The sending half of a stream. Dropping it finishes the stream.
+/// The sending half of a stream. Dropping it resets the stream if it was not finished.
 #[derive(Debug)]
-pub struct AnonymousSender(quic::SendStream);
+pub struct AnonymousSender {
+    quic: quic::SendStream,
+    is_finished: bool,
+}
 
 impl AnonymousSender {
     /// Hands all pieces to QUIC, waiting while the client does not read; `false`: nobody will.
@@ -364,12 +367,28 @@ impl AnonymousSender {
     /// # Cancel safety
     /// None: some may have been written.
     pub async fn write_all(&mut self, pieces: &mut [Bytes]) -> bool {
-        self.0.write_all(pieces).await
+        self.quic.write_all(pieces).await
     }
 
-    /// Ends this half.
-    pub fn finish(&mut self) {
-        self.0.finish();
+    /// Ends this half, and waits until the client has all of it. If that takes longer than `patience` the
+    /// stream is reset, so that the client hears of its end even if it does not read.
+    ///
+    /// # Cancel safety
+    /// Dropped before its end it leaves the stream finished.
+    pub async fn finish(&mut self, patience: Duration) {
+        self.is_finished = true;
+        self.quic.finish();
+        if tokio::time::timeout(patience, self.quic.delivered()).await.is_err() {
+            self.quic.reset();
+        }
+    }
+}
+
+impl Drop for AnonymousSender {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            self.quic.reset();
+        }
     }
 }
 

@@ -15,10 +15,10 @@ use macula_transport::{
 use tokio::sync::{OnceCell, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use super::config::{CALL_TIMEOUT, DoorRealm};
+use super::config::{CALL_TIMEOUT, DoorRealm, V07Config};
 use super::core::door::{Called, ConnectionId, Door, Now, Output, RealmName, StreamId};
 use super::core::wire::{Fault, Outcome};
-use super::queue::{Pushed, Queue};
+use super::queue::{Budget, Pushed, Queue};
 
 /// How often what is due is looked for.
 const TICK: Duration = Duration::from_millis(250);
@@ -33,6 +33,10 @@ const CLOSE_CODE: u16 = 0;
 /// Code of refusals that native callers get for what a v0.7 provider says.
 pub const REFUSED_BY_V07: u16 = 700;
 
+/// A client that has ended its stream gets so long to take what is under way; then our half is reset, as
+/// a v0.7 client waits for its end without limit.
+const END_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What all tasks share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -42,6 +46,8 @@ pub(super) struct Shared {
     realms: Vec<DoorRealm>,
     queue_bytes_max: usize,
     bytes_per_second_per_client: usize,
+    /// What waits for all clients.
+    pub(super) queued: Arc<Budget>,
     start: Instant,
     pub(super) stop: watch::Sender<bool>,
     /// Messages dropped as clients did not read.
@@ -86,8 +92,7 @@ impl Shared {
         listener: AnonymousListener,
         door: Door,
         realms: Vec<DoorRealm>,
-        queue_bytes_max: usize,
-        bytes_per_second_per_client: usize,
+        config: &V07Config,
     ) -> Self {
         Self {
             listener,
@@ -103,8 +108,9 @@ impl Shared {
             }),
             router: OnceLock::new(),
             realms,
-            queue_bytes_max,
-            bytes_per_second_per_client,
+            queue_bytes_max: config.queue_bytes_max,
+            bytes_per_second_per_client: config.bytes_per_second_per_client,
+            queued: Budget::new(config.queued_bytes_max),
             start: Instant::now(),
             stop: watch::Sender::new(false),
             dropped_slow: AtomicU64::new(0),
@@ -304,8 +310,11 @@ async fn serve(shared: Arc<Shared>, id: ConnectionId, connection: AnonymousConne
     tracing::debug!(remote = %connection.remote(), "a v0.7 client connected");
     shared.lock().connections.insert(id, connection.clone());
     shared.with(|door, now| door.opened(now, id));
+    // All its streams together have no more than two.
+    let budget = Budget::new(2 * shared.queue_bytes_max);
     while let Some((sender, receiver)) = connection.accept_stream().await {
-        let queue = Arc::new(Queue::new(shared.queue_bytes_max));
+        let all = Arc::clone(&shared.queued);
+        let queue = Arc::new(Queue::new(shared.queue_bytes_max, Arc::clone(&budget), all));
         let stream = {
             let mut state = shared.lock();
             let stream = state.next();
@@ -343,18 +352,28 @@ async fn serve_stream(
         shared.lock().streams.remove(&stream);
         queue.finish();
     };
-    let writing = async {
+    let ours = Arc::clone(&queue);
+    let writing = async move {
         let mut frames = Vec::new();
         loop {
-            queue.take(&mut frames).await;
-            if frames.is_empty() || !sender.write_all(&mut frames).await {
+            ours.take(&mut frames).await;
+            if frames.is_empty() {
+                break sender.finish(END_PATIENCE).await;
+            }
+            if !sender.write_all(&mut frames).await {
                 break;
             }
         }
-        sender.finish();
-        queue.finish();
+        ours.finish();
     };
-    tokio::join!(reading, writing);
+    tokio::pin!(reading, writing);
+    tokio::select! {
+        () = &mut writing => reading.await,
+        () = &mut reading => {
+            // With the future goes the sender, which resets what is not finished.
+            let _in_time = tokio::time::timeout(2 * END_PATIENCE, &mut writing).await;
+        }
+    }
 }
 
 /// Brings native messages of a pattern, until it is aborted.

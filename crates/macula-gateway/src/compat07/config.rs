@@ -63,10 +63,14 @@ pub struct V07Config {
     /// to 64 GiB.
     #[serde(with = "human::size")]
     pub partial_bytes_max: usize,
-    /// What may wait for a client; above it the oldest messages are dropped. Default 256 KiB; 4 KiB to
-    /// 64 MiB.
+    /// What may wait for a stream of a client, and twice that for all its streams; above it the oldest
+    /// messages are dropped. Default 256 KiB; 4 KiB to 64 MiB.
     #[serde(with = "human::size")]
     pub queue_bytes_max: usize,
+    /// What may wait for all clients together; above it messages are dropped. Default 256 MiB; 1 MiB to
+    /// 64 GiB.
+    #[serde(with = "human::size")]
+    pub queued_bytes_max: usize,
     /// What a client may send a second; who sends faster is read later. Default 4 MiB; 0: no limit.
     #[serde(with = "human::size")]
     pub bytes_per_second_per_client: usize,
@@ -99,6 +103,7 @@ impl Default for V07Config {
             message_bytes_max: 1 << 20,
             partial_bytes_max: 64 << 20,
             queue_bytes_max: 256 << 10,
+            queued_bytes_max: 256 << 20,
             bytes_per_second_per_client: 4 << 20,
             subscriptions_per_client_max: 256,
             wildcards_per_realm_max: 4_096,
@@ -200,6 +205,7 @@ impl V07Config {
         check_size("v07.message_bytes_max", self.message_bytes_max, 1 << 10, 8 << 20)?;
         check_size("v07.partial_bytes_max", self.partial_bytes_max, 1 << 20, 64 << 30)?;
         check_size("v07.queue_bytes_max", self.queue_bytes_max, 4 << 10, 64 << 20)?;
+        check_size("v07.queued_bytes_max", self.queued_bytes_max, 1 << 20, 64 << 30)?;
         let rate = self.bytes_per_second_per_client;
         if rate != 0 {
             check_size("v07.bytes_per_second_per_client", rate, 1 << 10, 1 << 40)?;

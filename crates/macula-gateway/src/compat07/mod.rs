@@ -75,10 +75,9 @@ impl V07 {
         let listener = AnonymousListener::bind(&quic)?;
         let realms = config.door_realms(gateway);
         let names = realms.iter().map(|realm| realm.name().to_owned()).collect();
-        let (queue, rate) = (config.queue_bytes_max, config.bytes_per_second_per_client);
         let door = Door::new(config.door(gateway));
         Ok(Some(Self {
-            shared: Arc::new(Shared::new(listener, door, realms, queue, rate)),
+            shared: Arc::new(Shared::new(listener, door, realms, config)),
             realms: names,
         }))
     }
@@ -140,6 +139,7 @@ impl Extension for Desk {
 fn counters(shared: &Shared) -> Vec<(String, u64)> {
     let handshakes = shared.listener.handshakes();
     let own = [
+        ("queued_bytes", shared.queued.used() as u64),
         ("dropped_slow", shared.dropped_slow.load(Ordering::Relaxed)),
         ("slowed", shared.slowed.load(Ordering::Relaxed)),
         ("turned_away", shared.listener.turned_away()),

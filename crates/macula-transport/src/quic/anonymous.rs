@@ -88,7 +88,7 @@ impl Connection {
     }
 }
 
-/// The sending half. Dropping it finishes the stream.
+/// The sending half.
 #[derive(Debug)]
 pub(crate) struct SendStream(noq::SendStream);
 
@@ -101,6 +101,17 @@ impl SendStream {
     pub(crate) fn finish(&mut self) {
         // Fails when the stream has ended already, which is what we want.
         let _ended = self.0.finish();
+    }
+
+    pub(crate) fn reset(&mut self) {
+        // As above.
+        let _ended = self.0.reset(VarInt::from_u32(0));
+    }
+
+    /// After [`Self::finish`]: ends when the client has everything, or will not have it. Cancel-safe.
+    pub(crate) async fn delivered(&self) {
+        // Either outcome means that waiting is over.
+        let _outcome = self.0.stopped().await;
     }
 }
 
