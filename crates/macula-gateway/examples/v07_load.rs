@@ -91,8 +91,13 @@ async fn main() -> Result<(), Fault> {
             }
         }
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    // Until nothing comes any more.
+    let mut before = None;
+    while before != Some(count(&counters.messages)) {
+        before = Some(count(&counters.messages));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
     println!(
         "{published} published, {} messages and {} PONGs came, {} connections lost",
         count(&counters.messages),
