@@ -33,7 +33,10 @@ fn content(message: &Message) -> usize {
         Message::Answer(answer) => 9 + reply(&answer.reply),
         Message::Siblings { contacts, .. } => 8 + CONTACT * contacts.len(),
         Message::Replicate { records, .. } => 9 + records.iter().map(record).sum::<usize>(),
-        Message::Tree(tree) => 2 + tree.tree.topic.len() + act(&tree.act),
+        Message::Tree(tree) => {
+            let source = if tree.tree.source.is_some() { 33 } else { 1 };
+            1 + source + tree.tree.topic.len() + act(&tree.act)
+        }
         Message::Keep { .. } => 7,
         Message::Leave => 1,
         _ => 9,
@@ -69,8 +72,11 @@ fn reply(reply: &Reply) -> usize {
 fn act(act: &TreeAct) -> usize {
     match act {
         TreeAct::Redirect(contacts) => CONTACT * contacts.len(),
-        TreeAct::Data { load: Load::Batch(batch), .. }
-        | TreeAct::Hold { load: Load::Batch(batch), .. } => CURSOR + publish(batch),
+        TreeAct::Data { load: Load::Batch(batch) | Load::Head(batch), .. }
+        | TreeAct::Hold { load: Load::Batch(batch) | Load::Head(batch), .. } => {
+            CURSOR + publish(batch)
+        }
+        TreeAct::Prune { .. } | TreeAct::Graft { .. } => 34,
         TreeAct::Data { load: Load::Topic(topic), .. }
         | TreeAct::Hold { load: Load::Topic(topic), .. } => CURSOR + topic.len(),
         _ => CURSOR + 2,

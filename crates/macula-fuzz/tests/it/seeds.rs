@@ -327,7 +327,7 @@ fn overlays(seeds: &mut Seeds) {
         Message::Route(Box::new(Route { id: 9, target, ttl, hops, floor, salt: 0, body }))
     };
     let join = TreeAct::Join { hops: 1, have: Cursor::default(), redirected: false };
-    let tree = TreeId { topic: topic.clone(), is_index: false };
+    let tree = TreeId::of(topic.clone());
     let far = Key::derive(&realm, KeyKind::Topic, &topic);
     let messages = [
         ("keep", Message::Keep { need: Need::Sibling, at, ready: true }),

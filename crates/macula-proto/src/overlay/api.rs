@@ -424,6 +424,13 @@ pub struct Stats {
     pub tree_subscriptions_refused: u64,
     pub tree_publishes_refused: u64,
     pub tree_handovers: u64,
+    pub tree_flows_moved: u64,
+    pub tree_flows_moved_back: u64,
+    pub tree_sources_refused: u64,
+    pub tree_prunes: u64,
+    pub tree_grafts: u64,
+    pub tree_heads_late: u64,
+    pub tree_copies_dropped: u64,
     pub calls_refused_busy: u64,
     pub calls_duplicate: u64,
 }

@@ -287,6 +287,21 @@ pub struct TreeId {
     pub topic: Bytes,
     /// The tree carries announcements of topics below a prefix instead of messages of a topic.
     pub is_index: bool,
+    /// The source tree of this publisher: rooted there instead of at the topic's key, it carries
+    /// nothing but what the publisher publishes on the topic.
+    pub source: Option<EndpointId>,
+}
+
+impl TreeId {
+    /// The tree of a topic.
+    pub const fn of(topic: Bytes) -> Self {
+        Self { topic, is_index: false, source: None }
+    }
+
+    /// The tree that leads to the topics below a prefix.
+    pub const fn index(prefix: Bytes) -> Self {
+        Self { topic: prefix, is_index: true, source: None }
+    }
 }
 
 /// How far a member has come in what a root gave out.
@@ -305,6 +320,9 @@ pub enum Load {
     Batch(Publish),
     /// A topic lives below the prefix (index trees).
     Topic(Bytes),
+    /// A batch without its body, for a child that has pruned the publisher: the body comes down the
+    /// source tree.
+    Head(Publish),
 }
 
 /// Messages between parent and child of a tree.
@@ -379,5 +397,15 @@ pub enum TreeAct {
     Held {
         /// Where.
         at: Cursor,
+    },
+    /// Child to parent: of this publisher send [`Load::Head`] from now on. Holds for 35 s.
+    Prune {
+        /// The publisher.
+        source: EndpointId,
+    },
+    /// Child to parent: send whole batches of this publisher again.
+    Graft {
+        /// The publisher.
+        source: EndpointId,
     },
 }

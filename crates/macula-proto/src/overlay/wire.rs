@@ -69,9 +69,18 @@ pub fn encode(message: &Message) -> Vec<u8> {
         }
         Message::Kept { token } => number(&mut w, 11, *token),
         Message::Tree(tree) => {
-            head(&mut w, 12, 4);
-            w.bin(&tree.tree.topic);
-            w.bool(tree.tree.is_index);
+            match &tree.tree.source {
+                None => {
+                    head(&mut w, 12, 4);
+                    w.bin(&tree.tree.topic);
+                    w.bool(tree.tree.is_index);
+                }
+                Some(source) => {
+                    head(&mut w, 13, 4);
+                    w.bin(&tree.tree.topic);
+                    w.bin(source.as_bytes());
+                }
+            }
             act(&mut w, &tree.act);
         }
     }
@@ -274,6 +283,10 @@ fn load(w: &mut Writer, load: &Load) {
             head(w, 2, 2);
             w.bin(topic);
         }
+        Load::Head(batch) => {
+            head(w, 3, 2);
+            publish(w, batch);
+        }
     }
 }
 
@@ -320,6 +333,14 @@ fn act(w: &mut Writer, act: &TreeAct) {
         TreeAct::Held { at } => {
             head(w, 10, 2);
             cursor(w, at);
+        }
+        TreeAct::Prune { source } => {
+            head(w, 11, 2);
+            w.bin(source.as_bytes());
+        }
+        TreeAct::Graft { source } => {
+            head(w, 12, 2);
+            w.bin(source.as_bytes());
         }
     }
 }
@@ -370,7 +391,12 @@ pub fn decode(realm: &RealmId, bytes: &[u8]) -> Result<Message> {
         11 => Message::Kept { token: d.r.u64()? },
         12 => {
             let topic = d.bytes(TOPIC_BYTES_MAX)?;
-            let tree = TreeId { topic, is_index: d.r.bool()? };
+            let tree = TreeId { topic, is_index: d.r.bool()?, source: None };
+            Message::Tree(Box::new(TreeMessage { tree, act: d.act()? }))
+        }
+        13 => {
+            let topic = d.bytes(TOPIC_BYTES_MAX)?;
+            let tree = TreeId { topic, is_index: false, source: Some(d.id()?) };
             Message::Tree(Box::new(TreeMessage { tree, act: d.act()? }))
         }
         _ => return Err(DecodeError::Range(0)),
@@ -384,7 +410,7 @@ pub fn decode(realm: &RealmId, bytes: &[u8]) -> Result<Message> {
 const fn known_fields(kind: u8) -> u32 {
     match kind {
         1 => 8,
-        4..=6 | 12 => 4,
+        4..=6 | 12 | 13 => 4,
         7 => 1,
         10 => 3,
         _ => 2,
@@ -494,6 +520,11 @@ impl Decoder<'_> {
     }
 
     fn publish(&mut self) -> Result<Publish> {
+        self.batch(false)
+    }
+
+    /// A batch, or its head: what stands before its body.
+    fn batch(&mut self, is_head: bool) -> Result<Publish> {
         let fields = self.r.array()?;
         let realm = RealmTag(self.r.u64()?);
         let (publisher, epoch) = (self.id()?, self.r.u64()?);
@@ -512,7 +543,10 @@ impl Decoder<'_> {
         let topic = self.bytes(TOPIC_BYTES_MAX)?;
         let at = self.r.offset();
         let body = self.bytes(LANE_FRAME_BYTES_MAX)?;
-        if count > 1 {
+        if is_head && !body.is_empty() {
+            return Err(DecodeError::Range(at));
+        }
+        if count > 1 && !is_head {
             crate::wire::batch::validate(count, &body).map_err(|_| DecodeError::Range(at))?;
         }
         self.skip_rest(fields, 11)?;
@@ -630,6 +664,7 @@ impl Decoder<'_> {
         let load = match kind {
             1 => Load::Batch(self.publish()?),
             2 => Load::Topic(self.bytes(TOPIC_BYTES_MAX)?),
+            3 => Load::Head(self.batch(true)?),
             _ => return Err(DecodeError::Range(at)),
         };
         self.skip_rest(fields, 2)?;
@@ -656,6 +691,8 @@ impl Decoder<'_> {
             8 => (TreeAct::Want { have: self.cursor()?, until: self.r.u64()? }, 3),
             9 => (TreeAct::Hold { at: self.cursor()?, load: self.load()? }, 3),
             10 => (TreeAct::Held { at: self.cursor()? }, 2),
+            11 => (TreeAct::Prune { source: self.id()? }, 2),
+            12 => (TreeAct::Graft { source: self.id()? }, 2),
             _ => return Err(DecodeError::Range(at)),
         };
         self.skip_rest(fields, known)?;
@@ -761,6 +798,9 @@ mod tests {
             TreeAct::Want { have: at, until: 9 },
             TreeAct::Hold { at, load: Load::Topic(topic()) },
             TreeAct::Held { at },
+            TreeAct::Data { at, replay: false, load: Load::Head(batch(2, b"")) },
+            TreeAct::Prune { source: contact(4).id },
+            TreeAct::Graft { source: contact(5).id },
         ];
         let mut all = vec![
             Message::Ack { id: 1 },
@@ -790,9 +830,10 @@ mod tests {
                 .into_iter()
                 .map(|reply| Message::Answer(Box::new(Answer { id: 4, hops: 3, reply }))),
         );
-        all.extend(acts.into_iter().map(|act| {
-            let tree = TreeId { topic: topic(), is_index: false };
-            Message::Tree(Box::new(TreeMessage { tree, act }))
+        all.extend(acts.into_iter().flat_map(|act| {
+            let shared = TreeId::of(topic());
+            let trees = [TreeId { source: Some(contact(7).id), ..shared.clone() }, shared];
+            trees.map(|tree| Message::Tree(Box::new(TreeMessage { tree, act: act.clone() })))
         }));
         all
     }
@@ -867,7 +908,7 @@ mod tests {
 
         #[test]
         fn damaged_messages_are_survived(
-            which in 0usize..100, place in any::<prop::sample::Index>(), byte: u8, cut: bool,
+            which in 0usize..1000, place in any::<prop::sample::Index>(), byte: u8, cut: bool,
         ) {
             let all = messages();
             let mut bytes = encode(&all[which % all.len()]);

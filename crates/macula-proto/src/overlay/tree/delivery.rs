@@ -106,6 +106,12 @@ impl Delivery {
         self.early_bytes -= stream.drain(out);
     }
 
+    /// Whether a batch is the next of what was delivered.
+    pub(super) fn continues(&self, publish: &Publish) -> bool {
+        let stream = self.streams.get(&(publish.publisher, publish.epoch));
+        stream.is_some_and(|stream| !stream.is_loose && publish.first <= stream.next)
+    }
+
     /// Takes note that a retained message was delivered. Whether it is new.
     pub(super) fn take_retained(&mut self, now: Time, publish: &Publish, room: Room) -> bool {
         let key = (publish.publisher, publish.epoch);

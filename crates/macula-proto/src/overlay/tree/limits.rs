@@ -30,6 +30,10 @@ pub struct TreeLimits {
     pub subscriptions_max: usize,
     /// Topics that one pattern leads to.
     pub topics_per_pattern_max: usize,
+    /// Source trees that a node is part of.
+    pub sources_max: usize,
+    /// Source trees that a node joins for one topic, and publishers that a child may prune.
+    pub sources_per_topic_max: usize,
     /// How long QoS 1 batches are kept for those who come back.
     pub ring_age_max: Duration,
 }
@@ -49,6 +53,8 @@ impl Default for TreeLimits {
             announced_max: 10_000,
             subscriptions_max: 4096,
             topics_per_pattern_max: 1024,
+            sources_max: 512,
+            sources_per_topic_max: 8,
             ring_age_max: crate::limits::RING_AGE_MAX,
         }
     }
@@ -156,3 +162,42 @@ pub(super) const HANDOVER_PAUSE: Duration = Duration::from_secs(1);
 pub(super) const ROOT_SEARCH: Duration = Duration::from_secs(10);
 /// Ways that such a lookup takes at once: neighbours near the key may have missed it, too.
 pub(super) const SEARCH_PATHS: u8 = 3;
+/// A flow is measured over this, with jitter.
+pub(super) const FLOW_WINDOW: Duration = Duration::from_secs(5);
+/// A flow moves to its source tree after windows in a row with at least so many messages...
+pub(super) const FLOW_START: u32 = 25;
+/// ... and back after windows in a row with fewer than these.
+pub(super) const FLOW_STOP: u32 = 5;
+/// So many windows in a row.
+pub(super) const FLOW_WINDOWS: u8 = 2;
+/// A flow whose source tree could not be joined does not move for so long.
+pub(super) const FLOW_REST: Duration = Duration::from_secs(60);
+/// It doubles this often.
+pub(super) const FLOW_FAILURES_MAX: u8 = 4;
+/// Publishers whose rate a member watches in one topic.
+pub(super) const FLOWS_MAX: usize = 64;
+/// Failures in a row after which a source tree is given up.
+pub(super) const SOURCE_FAILURES_MAX: u8 = 4;
+/// A publisher that was not used for so long takes no children.
+pub(super) const SOURCE_IDLE: Duration = Duration::from_secs(15);
+/// How much later than the shared tree the source tree may bring something to count as in time.
+pub(super) const COPY_LATE: Duration = Duration::from_millis(250);
+/// How long what the source tree brought waits for its head.
+pub(super) const COPY_KEPT: Duration = Duration::from_secs(5);
+/// Batches that the source tree must bring in time, in a row, before the shared tree is pruned; it
+/// doubles each time that it failed afterwards.
+pub(super) const PRUNE_AFTER: u32 = 8;
+/// The most of these.
+pub(super) const PRUNE_AFTER_MAX: u32 = 512;
+/// Batches that came whole and may still come by the source tree.
+pub(super) const LATE_MAX: usize = 64;
+/// Between two times that a child says so.
+pub(super) const PRUNE_AGAIN: Duration = Duration::from_secs(10);
+/// How long a parent remembers.
+pub(super) const PRUNE_FOR: Duration = Duration::from_secs(35);
+/// Heads whose bodies are still to come.
+pub(super) const HEADS_MAX: usize = 1024;
+/// How long a head waits for its body before it is asked for.
+pub(super) const HEAD_WAIT: Duration = Duration::from_millis(500);
+/// A parent in a source tree has so long before heads without bodies count against it.
+pub(super) const DOUBT_AFTER: Duration = Duration::from_secs(2);

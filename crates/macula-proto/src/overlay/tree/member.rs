@@ -11,11 +11,12 @@ use super::super::message::{
     Body, Contact, Cursor, Load, Message, Need, Reply, TreeAct, TreeId, TreeMessage,
 };
 use super::delivery::{Delivery, Ready, Room};
+use super::flow::{Flows, Order};
 use super::limits::*;
 use super::ring::{Entry, Place, Ring};
 use super::root::{Held, Root};
 use super::{Ask, Node, Rootward};
-use crate::id::{EndpointId, Key, KeyKind, LinkId, SubscriptionId};
+use crate::id::{EndpointId, Key, LinkId, SubscriptionId};
 use crate::limits::{CONTACTS_PER_MESSAGE_MAX, TTL_HOPS};
 use crate::pubsub::Topic;
 use crate::time::Time;
@@ -63,14 +64,14 @@ pub(super) struct Tree {
     pub(super) root: Option<Box<Root>>,
     pub(super) held: Option<Box<Held>>,
     /// When all children were sent something last.
-    sent: Time,
+    pub(super) sent: Time,
     /// When something was carried, or a relation began.
     pub(super) active: Time,
     gap: Option<Gap>,
     /// Something is missing because a child lacks it that came later than it should know.
     is_lowered: bool,
     /// Since when nobody needs this node here.
-    idle: Option<Time>,
+    pub(super) idle: Option<Time>,
     audit: Option<Time>,
     audit_pause: Duration,
     /// An audit has found the root ahead: where this node must be by then.
@@ -79,6 +80,11 @@ pub(super) struct Tree {
     from_start: bool,
     /// When the topic, or this node's part in it, began.
     pub(super) began: Time,
+    /// Rooted here: this node is the publisher of a source tree.
+    pub(super) is_source: bool,
+    /// A source tree that this node's member of the shared tree wants.
+    pub(super) is_tapped: bool,
+    pub(super) flows: Flows,
     /// Where this tree stands in the node's timers and sums.
     pub(super) due: Option<Time>,
     pub(super) counted: (usize, usize),
@@ -106,10 +112,12 @@ struct Parent {
 #[derive(Debug)]
 pub(super) struct Child {
     /// What it had when it came; none: it has been told all and gets everything that comes.
-    waits: Option<Cursor>,
+    pub(super) waits: Option<Cursor>,
     pub(super) peer: Contact,
     refreshed: Time,
     wanted: Option<Time>,
+    /// Publishers of whose batches it wants heads only, and until when.
+    pub(super) pruned: Vec<(EndpointId, Time)>,
 }
 
 /// Something is missing.
@@ -137,10 +145,14 @@ pub(super) struct Asked {
 
 impl Tree {
     pub(super) fn new(core: &mut Core, now: Time, id: &TreeId) -> Self {
-        let kind = if id.is_index { KeyKind::TopicPrefix } else { KeyKind::Topic };
+        let is_source = id.source == Some(core.id);
+        let place = match is_source {
+            true => Place::begin(core.draw().max(1), 0),
+            false => Place::default(),
+        };
         Self {
-            key: Key::derive(&core.realm, kind, &id.topic),
-            place: Place::default(),
+            key: super::key_of(core, id),
+            place,
             depth: 0,
             parent: None,
             retry: None,
@@ -166,6 +178,9 @@ impl Tree {
             doubt: None,
             from_start: false,
             began: now,
+            is_source,
+            is_tapped: false,
+            flows: Flows::default(),
             due: None,
             counted: (0, 0),
         }
@@ -177,16 +192,19 @@ impl Tree {
         let cost = |publish: &Publish| publish.body.len() + publish.topic.len() + 192;
         let retained = self.retained.as_ref().map_or(0, cost)
             + held.and_then(|held| held.retained.as_ref()).map_or(0, cost);
-        (self.ring.bytes() + held.map_or(0, |held| held.ring.bytes()), retained)
+        let ring = self.ring.bytes() + self.flows.bytes();
+        (ring + held.map_or(0, |held| held.ring.bytes()), retained)
     }
 
     /// Whether there is anybody here or below to receive.
     pub(super) fn is_wanted(&self) -> bool {
-        self.local.is_some() || !self.children.is_empty()
+        self.local.is_some() || !self.children.is_empty() || self.is_tapped
     }
 
     pub(super) fn is_attached(&self) -> bool {
-        self.root.is_some() || self.parent.as_ref().is_some_and(|parent| parent.is_joined)
+        self.root.is_some()
+            || self.is_source
+            || self.parent.as_ref().is_some_and(|parent| parent.is_joined)
     }
 
     /// Whether nothing is left of it.
@@ -236,6 +254,9 @@ impl Tree {
                 self.tell_again(cx, subscription, &entry.publish);
                 self.deliver(cx, entry.publish, true);
             }
+            for publish in self.copies() {
+                self.tell_again(cx, subscription, &publish);
+            }
         }
         self.want(cx);
     }
@@ -280,13 +301,43 @@ impl Tree {
         local.hand_over(cx, ready);
     }
 
+    /// Hands what has no place yet to the application, if it is what comes next: what has gaps before
+    /// it waits for its place, so that the gaps are filled in time.
+    pub(super) fn deliver_early(&mut self, cx: &mut Context<'_>, publish: Publish) {
+        let Some(local) = &mut self.local else { return };
+        if local.delivery.continues(&publish) {
+            let (mut ready, room) = (Vec::new(), room(cx.core));
+            local.delivery.take(cx.now, publish, false, true, room, &mut ready);
+            local.hand_over(cx, ready);
+        }
+    }
+
     // --- looking for a parent
 
     /// Sees to it that this node has a parent, or is the root.
     pub(super) fn want(&mut self, cx: &mut Context<'_>) {
-        if self.root.is_none() && self.parent.is_none() && self.retry.is_none() {
+        let has_root = self.root.is_some() || self.is_source;
+        if !has_root && self.parent.is_none() && self.retry.is_none() {
             self.look_for_parent(cx);
         }
+    }
+
+    /// The parent, if it is one already.
+    pub(super) fn joined_link(&self) -> Option<LinkId> {
+        self.parent.as_ref().filter(|parent| parent.is_joined)?.link
+    }
+
+    pub(super) fn joined_since(&self) -> Option<Time> {
+        self.parent.as_ref().filter(|parent| parent.is_joined).map(|parent| parent.since)
+    }
+
+    /// Leaves the parent for good.
+    pub(super) fn forget_parent(&mut self, cx: &mut Context<'_>) {
+        self.drop_parent(cx);
+        self.retry = None;
+        self.failures = 0;
+        self.redirects = 0;
+        self.idle = None;
     }
 
     fn look_for_parent(&mut self, cx: &mut Context<'_>) {
@@ -296,7 +347,13 @@ impl Tree {
         let avoid: Vec<EndpointId> = self.avoid.iter().map(|(peer, _)| *peer).collect();
         match cx.core.rootward(&self.key, &avoid) {
             Rootward::Next(link) => self.ask(cx, link, false),
-            Rootward::Here if cx.core.rootward(&self.key, &[]) == Rootward::Here => {
+            Rootward::Here if self.avoid.is_empty() && cx.id.source.is_some() => {
+                // the publisher is gone, or was never there
+                self.end_source(cx);
+            }
+            Rootward::Here
+                if cx.id.source.is_none() && cx.core.rootward(&self.key, &[]) == Rootward::Here =>
+            {
                 self.become_root(cx);
             }
             Rootward::Here | Rootward::Nowhere => {
@@ -338,7 +395,7 @@ impl Tree {
             || self.local.as_ref().is_some_and(|local| local.subscriptions.values().any(|q| *q));
         let have = match self.place.at() {
             Cursor { stream: 0, .. } if self.from_start => NOTHING,
-            at if wants_repair => at,
+            at if wants_repair && cx.id.source.is_none() => at,
             _ => Cursor::default(),
         };
         if let Some(parent) = self.parent.as_mut().filter(|parent| !parent.is_joined) {
@@ -351,6 +408,9 @@ impl Tree {
     fn start_over(&mut self, cx: &mut Context<'_>) {
         self.redirects = 0;
         self.failures = self.failures.saturating_add(1).min(8);
+        if cx.id.source.is_some() && self.failures > SOURCE_FAILURES_MAX {
+            return self.end_source(cx);
+        }
         let pause = Duration::from_millis(100) * (1 << self.failures.min(7));
         self.retry = Some(cx.now + cx.core.jittered(pause));
     }
@@ -481,6 +541,7 @@ impl Tree {
             self.failures = 0;
             self.redirects = 0;
             self.hops = 0;
+            self.unpruned();
             self.audit_pause = AUDIT;
             self.audit = Some(now + cx.core.jittered(AUDIT));
         }
@@ -514,8 +575,12 @@ impl Tree {
     }
 
     /// What is missing up to `at` will not come.
-    fn settle(&mut self, cx: &mut Context<'_>, at: Cursor, is_new: bool) {
+    fn settle(&mut self, cx: &mut Context<'_>, mut at: Cursor, is_new: bool) {
+        if cx.id.source.is_some() {
+            return;
+        }
         if at.stream == self.place.stream {
+            at.offset = self.flows.settled(at, is_new);
             let before = self.place.at().offset;
             let mut place = self.place.clone();
             let lost = place.settle(at.offset);
@@ -588,8 +653,13 @@ impl Tree {
         }
         *of_link += 1;
         cx.core.hold(link);
-        let child =
-            Child { waits: Some(asked.have), peer: contact, refreshed: cx.now, wanted: None };
+        let child = Child {
+            waits: Some(asked.have),
+            peer: contact,
+            refreshed: cx.now,
+            wanted: None,
+            pruned: Vec::new(),
+        };
         self.children.insert(link, child);
         self.idle = None;
         self.active = cx.now;
@@ -666,7 +736,7 @@ impl Tree {
         }
     }
 
-    fn remove_child(&mut self, cx: &mut Context<'_>, link: LinkId) {
+    pub(super) fn remove_child(&mut self, cx: &mut Context<'_>, link: LinkId) {
         if self.children.remove(&link).is_some() {
             cx.core.release(link);
             cx.node.forget_child(link);
@@ -695,6 +765,8 @@ impl Tree {
             }
             TreeAct::Hold { at, load } => self.hold(cx, link, at, load),
             TreeAct::Held { at } => self.held(cx, link, at),
+            TreeAct::Prune { source } => self.pruned(cx, link, source),
+            TreeAct::Graft { source } => self.grafted(cx, link, source),
             TreeAct::Want { have, until } => self.wanted(cx, link, have, until),
             TreeAct::Part if self.children.contains_key(&link) => self.remove_child(cx, link),
             _ if !self.is_parent(link) => {
@@ -738,10 +810,17 @@ impl Tree {
             return;
         }
         self.active = cx.now;
+        if cx.id.source.is_some() {
+            return match load {
+                Load::Batch(publish) if at.offset > 0 => self.source_data(cx, at, publish),
+                _ => cx.core.stats.messages_unexpected += 1,
+            };
+        }
         if at.offset == 0 {
             return match load {
                 Load::Batch(publish) => self.retained_came(cx, at, publish),
                 Load::Topic(topic) => self.topic_came(cx, at, topic, true),
+                Load::Head(_) => cx.core.stats.messages_unexpected += 1,
             };
         }
         if at.stream != self.place.stream {
@@ -751,17 +830,50 @@ impl Tree {
             self.place = Place::begin(at.stream, floor);
             self.gap = None;
         }
-        if !self.place.accept(at.offset) {
-            return;
+        match load {
+            Load::Batch(publish) => {
+                self.flows.filled(at.offset);
+                if !replay {
+                    self.count_flow(cx, &publish);
+                    self.whole_came(cx, &publish);
+                }
+                self.filled(cx, at, publish, replay);
+            }
+            Load::Head(head) => {
+                self.count_flow(cx, &head);
+                if at.offset > self.place.at().offset {
+                    self.head_came(cx, at, head, replay);
+                }
+            }
+            Load::Topic(topic) => {
+                if self.place.accept(at.offset) {
+                    self.note_brought();
+                    self.topic_came(cx, at, topic, replay);
+                    self.check_gap(cx);
+                }
+            }
         }
+    }
+
+    fn note_brought(&mut self) {
         if let Some(parent) = &mut self.parent {
             parent.brought += 1;
         }
-        match load {
-            Load::Batch(publish) => self.pass_on(cx, at, publish, replay),
-            Load::Topic(topic) => self.topic_came(cx, at, topic, replay),
+    }
+
+    /// A place and its batch are there.
+    pub(super) fn filled(
+        &mut self,
+        cx: &mut Context<'_>,
+        at: Cursor,
+        publish: Publish,
+        replay: bool,
+    ) {
+        if self.place.accept(at.offset) {
+            self.note_brought();
+            self.pass_on(cx, at, publish, replay);
+            self.check_gap(cx);
         }
-        self.check_gap(cx);
     }
 
     /// Keeps a batch, gives it to the children and to the application.
@@ -781,8 +893,7 @@ impl Tree {
             self.keep(cx, at, publish.clone());
         }
         if !self.children.is_empty() {
-            let load = Load::Batch(publish.clone());
-            self.send_all(cx, &TreeAct::Data { at, replay, load });
+            self.send_batch(cx, at, &publish, replay);
         }
         self.deliver(cx, publish, replay);
     }
@@ -911,6 +1022,9 @@ impl Tree {
                 return;
             }
         }
+        if cx.id.source.is_some() {
+            return self.set_depth(cx, depth);
+        }
         if at.stream == self.place.stream {
             self.place.hear(at.offset);
         } else if at.stream != 0 {
@@ -948,20 +1062,28 @@ impl Tree {
     }
 
     /// Asks for what is missing.
-    fn check_gap(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn check_gap(&mut self, cx: &mut Context<'_>) {
+        if cx.id.source.is_some() {
+            return;
+        }
         let Some(until) = self.place.missing() else {
             self.gap = None;
             self.is_lowered = false;
             return;
         };
-        let Some(parent) = &self.parent else { return };
-        let Some(link) = parent.link.filter(|_| parent.is_joined) else { return };
+        let at = self.place.at();
+        if self.flows.is_awaited(Cursor { offset: at.offset + 1, ..at }) {
+            self.gap = None;
+            return;
+        }
+        let Some(link) = self.joined_link() else { return };
         let gap = self.gap.get_or_insert(Gap { since: cx.now, asked: None });
         if gap.asked.is_some_and(|asked| cx.now.saturating_since(asked) < WANT_PAUSE) {
             return;
         }
         gap.asked = Some(cx.now);
         cx.core.stats.tree_wants += 1;
+        self.flows.asked(until);
         cx.send(link, TreeAct::Want { have: self.place.at(), until });
     }
 
@@ -998,10 +1120,9 @@ impl Tree {
 
     /// Becomes the root, as nobody closer is known.
     pub(super) fn become_root(&mut self, cx: &mut Context<'_>) {
-        self.drop_parent(cx);
-        self.retry = None;
-        self.failures = 0;
-        self.redirects = 0;
+        self.end_flows(cx);
+        cx.node.orders.push(Order::End(TreeId { source: Some(cx.core.id), ..cx.id.clone() }));
+        self.forget_parent(cx);
         self.hops = 0;
         self.depth = 0;
         self.from_start = false;
@@ -1057,6 +1178,7 @@ impl Tree {
         self.ring.due(core.config.trees.ring_age_max).into_iter().for_each(&mut at);
         self.expiry.into_iter().for_each(&mut at);
         self.idle.iter().for_each(|since| at(*since + LINGER));
+        self.flows.due().into_iter().for_each(&mut at);
         if let Some(local) = &self.local {
             local.delivery.due().into_iter().for_each(&mut at);
         }
@@ -1080,6 +1202,9 @@ impl Tree {
         }
         if self.expiry.is_some_and(|expiry| expiry <= now) {
             self.expire_topics(cx);
+        }
+        if self.flows.due().is_some_and(|due| due <= now) {
+            self.flow_tick(cx);
         }
         self.root_tick(cx);
         self.held_tick(cx);
@@ -1139,7 +1264,7 @@ impl Tree {
         if self.audit.is_some_and(|due| due <= now) {
             self.audit = Some(now + cx.core.jittered(self.audit_pause));
             let is_quiet = now.saturating_since(self.active) >= AUDIT_LAG;
-            if is_quiet && !cx.id.is_index {
+            if is_quiet && !cx.id.is_index && cx.id.source.is_none() {
                 let tag = cx.node.ask(Ask::Audit(cx.id.clone()));
                 let body = Body::Audit { topic: cx.id.topic.clone() };
                 cx.core.request(now, self.key, body, 1, Tag::Tree(tag));
@@ -1173,6 +1298,7 @@ impl Tree {
         }
         let since = *self.idle.get_or_insert(cx.now);
         if cx.now >= since + LINGER {
+            self.end_flows(cx);
             self.drop_parent(cx);
             self.retry = None;
             self.idle = None;
@@ -1239,16 +1365,20 @@ pub(super) fn room(core: &Core) -> Room {
 
 /// Whether a load belongs to its tree and is well made.
 pub(super) fn is_sound(cx: &Context<'_>, load: &Load) -> bool {
+    let is_of_topic = |publish: &Publish| {
+        !cx.id.is_index
+            && publish.topic == cx.id.topic
+            && publish.realm == cx.core.realm.tag()
+            && publish.first > 0
+            && publish.first.checked_add(publish.count.into()).is_some()
+    };
     match load {
         Load::Batch(publish) => {
-            !cx.id.is_index
-                && publish.topic == cx.id.topic
-                && publish.realm == cx.core.realm.tag()
+            is_of_topic(publish)
                 && publish.body.len() <= crate::limits::ROUTED_BYTES_MAX
-                && publish.first > 0
-                && publish.first.checked_add(publish.count.into()).is_some()
                 && batch::validate(publish.count, &publish.body).is_ok()
         }
+        Load::Head(head) => is_of_topic(head) && head.count > 0 && head.body.is_empty(),
         Load::Topic(topic) => {
             cx.id.is_index && Topic::check_bytes(topic).is_ok() && is_prefix(&cx.id.topic, topic)
         }

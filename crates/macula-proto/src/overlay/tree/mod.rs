@@ -10,6 +10,7 @@
 //! of its own that carries names of topics. Spec: docs/protocol §8.
 
 mod delivery;
+mod flow;
 mod limits;
 mod member;
 mod publisher;
@@ -24,11 +25,12 @@ use bytes::Bytes;
 
 pub use self::limits::TreeLimits;
 
+use self::flow::Order;
 use self::member::{Context, Tree, is_prefix};
 use self::publisher::Publisher;
 use super::api::{Event, PublishFailure};
 use super::core::{Arrival, Core, Outcome};
-use super::message::{Body, Message, Reply, StoreRefusal, TreeAct, TreeId, TreeMessage};
+use super::message::{Body, Contact, Message, Reply, StoreRefusal, TreeAct, TreeId, TreeMessage};
 use crate::id::{EndpointId, Key, KeyKind, LinkId, SubscriptionId};
 use crate::pubsub::{Pattern, Topic};
 use crate::time::Time;
@@ -61,6 +63,11 @@ pub(super) struct Node {
     found: Vec<(Topic, bool)>,
     /// Topics that an index has not heard of for long, and its prefix.
     expired: Vec<(Bytes, Topic)>,
+    /// What trees ask of each other.
+    orders: Vec<Order>,
+    is_following: bool,
+    /// Source trees.
+    sources: u32,
 }
 
 /// A request that is under way.
@@ -98,6 +105,8 @@ enum Rootward {
 pub struct TreeSizes {
     /// Trees.
     pub trees: usize,
+    /// Source trees among them.
+    pub sources: usize,
     /// Trees of which the node is the root.
     pub roots: usize,
     /// Children in all trees.
@@ -162,6 +171,7 @@ impl Trees {
         let children = self.trees.values().map(|tree| tree.children.len());
         TreeSizes {
             trees: self.trees.len(),
+            sources: self.node.sources as usize,
             roots: self.trees.values().filter(|tree| tree.root.is_some()).count(),
             children: children.clone().sum(),
             children_max: children.max().unwrap_or_default(),
@@ -232,6 +242,7 @@ impl Trees {
         self.with_publisher(&topic, |publisher, node| {
             publisher.publish(core, node, now, &topic, (payload, qos1, retain));
         });
+        self.follow_orders(core, now);
     }
 
     /// Does something to a publisher, and sees to its timer afterwards.
@@ -282,7 +293,8 @@ impl Trees {
     ) {
         let TreeMessage { tree: id, act } = message;
         let is_name = (id.is_index && id.topic.is_empty()) || root::is_topic(&id.topic);
-        if !is_name || core.peer(link).is_none() {
+        let belongs = id.source.is_none() || (!id.is_index && is_of_source_tree(&act));
+        if !is_name || !belongs || core.peer(link).is_none() {
             core.stats.messages_unexpected += 1;
             return;
         }
@@ -303,6 +315,13 @@ impl Trees {
             }
             return;
         }
+        if let TreeAct::Join { .. } = act
+            && let Some(act) = self.turns_away(core, now, &id, link)
+        {
+            core.stats.tree_joins_refused += 1;
+            core.send(link, Message::Tree(Box::new(TreeMessage { tree: id, act })));
+            return;
+        }
         if !self.trees.contains_key(&id) && self.trees.len() >= core.config.trees.trees_max {
             core.stats.tree_joins_refused += 1;
             let act = TreeAct::Refuse;
@@ -316,13 +335,11 @@ impl Trees {
     pub(super) fn arrived(&mut self, core: &mut Core, now: Time, mut arrival: Arrival) {
         let body = std::mem::replace(&mut arrival.body, Body::Audit { topic: Bytes::new() });
         let (id, topic) = match &body {
-            Body::Publish(publish) => {
-                (TreeId { topic: publish.topic.clone(), is_index: false }, &publish.topic)
-            }
+            Body::Publish(publish) => (TreeId::of(publish.topic.clone()), &publish.topic),
             Body::Announce { prefix, topic } if is_prefix(prefix, topic) => {
-                (TreeId { topic: prefix.clone(), is_index: true }, topic)
+                (TreeId::index(prefix.clone()), topic)
             }
-            Body::Audit { topic } => (TreeId { topic: topic.clone(), is_index: false }, topic),
+            Body::Audit { topic } => (TreeId::of(topic.clone()), topic),
             _ => return core.answer(now, &arrival, Reply::Refused(StoreRefusal::WrongKey)),
         };
         if !root::is_topic(topic) || key_of(core, &id) != arrival.target {
@@ -370,6 +387,7 @@ impl Trees {
                 self.with_publisher(&topic, |publisher, node| {
                     publisher.replied(core, node, now, &topic, first, outcome.reply);
                 });
+                self.follow_orders(core, now);
             }
             Some(Ask::Audit(id)) => {
                 self.with(core, now, &id, false, |tree, cx| tree.audited(cx, &outcome));
@@ -401,7 +419,7 @@ impl Trees {
     }
 
     fn connected(&mut self, core: &mut Core, now: Time, peer: &EndpointId, link: Option<LinkId>) {
-        let first = TreeId { topic: Bytes::new(), is_index: false };
+        let first = TreeId::of(Bytes::new());
         let waiting: Vec<TreeId> = self
             .node
             .connecting
@@ -470,6 +488,93 @@ impl Trees {
                 });
             }
         }
+        self.follow_orders(core, now);
+    }
+
+    // --- source trees
+
+    /// Why a node may not be a child here in a source tree.
+    fn turns_away(&self, core: &mut Core, now: Time, id: &TreeId, link: LinkId) -> Option<TreeAct> {
+        let source = id.source?;
+        if self.trees.get(id).is_some_and(|tree| tree.children.contains_key(&link)) {
+            return None;
+        }
+        let shared = TreeId::of(id.topic.clone());
+        let is_root = self.trees.get(&shared).is_some_and(|tree| tree.root.is_some());
+        if source == core.id {
+            let topic = Topic::from_bytes(&id.topic).ok()?;
+            let is_steady = self
+                .publishers
+                .get(&topic)
+                .is_some_and(|publisher| now < publisher.used() + limits::SOURCE_IDLE);
+            return (is_root || !is_steady).then_some(TreeAct::Refuse);
+        }
+        if is_root {
+            // the flow is to go past the root
+            let contact = Contact::new(&core.realm, source, Default::default());
+            return Some(TreeAct::Redirect(vec![contact]));
+        }
+        let is_full = !self.trees.contains_key(id) && self.is_full_of_sources(core);
+        is_full.then_some(TreeAct::Refuse)
+    }
+
+    fn is_full_of_sources(&self, core: &mut Core) -> bool {
+        let limits = &core.config.trees;
+        let is_full = self.node.sources as usize >= limits.sources_max
+            || self.trees.len() >= limits.trees_max;
+        core.stats.tree_sources_refused += u64::from(is_full);
+        is_full
+    }
+
+    /// Does what trees asked of each other.
+    fn follow_orders(&mut self, core: &mut Core, now: Time) {
+        if std::mem::replace(&mut self.node.is_following, true) {
+            return;
+        }
+        while !self.node.orders.is_empty() {
+            for order in std::mem::take(&mut self.node.orders) {
+                self.follow_order(core, now, order);
+            }
+        }
+        self.node.is_following = false;
+    }
+
+    fn follow_order(&mut self, core: &mut Core, now: Time, order: Order) {
+        let shared = |id: &TreeId| TreeId::of(id.topic.clone());
+        match order {
+            Order::Tap(id, true) => {
+                if !self.trees.contains_key(&id)
+                    && (self.is_leaving || self.is_full_of_sources(core))
+                {
+                    return self.node.orders.push(Order::Failed(id));
+                }
+                self.with(core, now, &id, true, |tree, cx| tree.tap(cx, true));
+            }
+            Order::Tap(id, false) => {
+                self.with(core, now, &id, false, |tree, cx| tree.tap(cx, false));
+            }
+            Order::Doubt(id) => self.with(core, now, &id, false, |tree, cx| tree.doubted(cx)),
+            Order::Give(id, publish) => {
+                self.with(core, now, &id, false, |tree, cx| tree.give(cx, publish));
+            }
+            Order::End(id) => self.with(core, now, &id, false, |tree, cx| tree.end_source(cx)),
+            Order::Came(id, publish) => {
+                self.with(core, now, &shared(&id), false, |tree, cx| tree.copy_came(cx, publish));
+            }
+            Order::Lost(id) => {
+                if let Some(source) = id.source {
+                    self.with(core, now, &shared(&id), false, |tree, cx| {
+                        tree.flow_lost(cx, source)
+                    });
+                }
+            }
+            Order::Failed(id) => {
+                if let Some(source) = id.source {
+                    let id = shared(&id);
+                    self.with(core, now, &id, false, |tree, cx| tree.flow_failed(cx, source));
+                }
+            }
+        }
     }
 
     /// Subscribes to the topics that an index has brought up.
@@ -505,7 +610,7 @@ impl Trees {
     /// Leaves topics that an index does not name any more.
     fn leave_expired(&mut self, core: &mut Core, now: Time) {
         while let Some((prefix, topic)) = self.node.expired.pop() {
-            let index = TreeId { topic: prefix, is_index: true };
+            let index = TreeId::index(prefix);
             let id = tree_of(&Pattern::from(topic.clone()));
             if self.trees.get(&id).is_some_and(|tree| !tree.is_quiet(now)) {
                 // the index may be the one that is out of order
@@ -538,10 +643,19 @@ impl Trees {
             if !may_begin {
                 return;
             }
+            self.node.sources += u32::from(id.source.is_some());
             self.trees.insert(id.clone(), Tree::new(core, now, id));
         }
         let Some(tree) = self.trees.get_mut(id) else { return };
-        act(tree, &mut Context { core, node: &mut self.node, now, id });
+        let was_attached = tree.is_attached();
+        let cx = &mut Context { core, node: &mut self.node, now, id };
+        act(tree, cx);
+        if tree.is_tapped && was_attached && !tree.is_attached() {
+            cx.node.orders.push(Order::Lost(id.clone()));
+        }
+        if tree.is_over() {
+            tree.end_flows(cx);
+        }
         tree.notice_idle(now);
         let bytes = tree.bytes();
         let (ring, retained) = std::mem::replace(&mut tree.counted, bytes);
@@ -563,18 +677,38 @@ impl Trees {
         if is_over {
             self.node.ring_bytes -= bytes.0;
             self.node.retained_bytes -= bytes.1;
+            self.node.sources -= u32::from(id.source.is_some());
             self.trees.remove(id);
         }
+        self.follow_orders(core, now);
     }
 }
 
 /// The tree that leads to what a pattern matches.
 fn tree_of(pattern: &Pattern) -> TreeId {
     let is_index = !pattern.is_literal();
-    TreeId { topic: Bytes::copy_from_slice(pattern.literal_prefix().as_bytes()), is_index }
+    let topic = Bytes::copy_from_slice(pattern.literal_prefix().as_bytes());
+    TreeId { topic, is_index, source: None }
+}
+
+/// Whether the members of a source tree say this.
+const fn is_of_source_tree(act: &TreeAct) -> bool {
+    matches!(
+        act,
+        TreeAct::Join { .. }
+            | TreeAct::Joined { .. }
+            | TreeAct::Redirect(_)
+            | TreeAct::Refuse
+            | TreeAct::Part
+            | TreeAct::Data { .. }
+            | TreeAct::Beat { .. }
+    )
 }
 
 fn key_of(core: &Core, id: &TreeId) -> Key {
-    let kind = if id.is_index { KeyKind::TopicPrefix } else { KeyKind::Topic };
-    Key::derive(&core.realm, kind, &id.topic)
+    match &id.source {
+        Some(source) => Key::derive(&core.realm, KeyKind::Node, source.as_bytes()),
+        None if id.is_index => Key::derive(&core.realm, KeyKind::TopicPrefix, &id.topic),
+        None => Key::derive(&core.realm, KeyKind::Topic, &id.topic),
+    }
 }

@@ -6,8 +6,9 @@ use bytes::Bytes;
 
 use super::super::api::{Event, PublishFailure};
 use super::super::core::{Core, Tag};
-use super::super::message::{Body, Reply, StoreRefusal};
+use super::super::message::{Body, Reply, StoreRefusal, TreeId};
 use super::Node;
+use super::flow::Order;
 use super::limits::{CONFIRM_TIMEOUT, PUBLISH_PAUSE, PUBLISH_TIMEOUT, PUBLISHER_IDLE, WINDOW};
 use crate::id::{Key, KeyKind};
 use crate::limits::{ROUTED_BYTES_MAX, TTL_HOPS};
@@ -135,6 +136,9 @@ impl Publisher {
                 topic: Bytes::copy_from_slice(topic.as_str().as_bytes()),
                 body,
             };
+            let source = TreeId { source: Some(core.id), ..TreeId::of(publish.topic.clone()) };
+            let given = Publish { start: self.next == 1, ..publish.clone() };
+            node.orders.push(Order::Give(source, given));
             let sequence = self.next;
             self.next += u64::from(count);
             self.flights.insert(sequence, Flight { publish, since: now, again: None });

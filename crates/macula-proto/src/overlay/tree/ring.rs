@@ -89,6 +89,14 @@ impl Ring {
         self.entries.iter().rev().find(|entry| holds(&entry.publish)).map(|entry| entry.at)
     }
 
+    /// The batch of a publisher that begins with `first`.
+    pub(super) fn get(&self, publisher: &EndpointId, epoch: u64, first: u64) -> Option<&Publish> {
+        let publishes = self.entries.iter().rev().map(|entry| &entry.publish);
+        publishes
+            .filter(|publish| publish.publisher == *publisher)
+            .find(|publish| publish.epoch == epoch && publish.first == first)
+    }
+
     /// Drops what is older than `age`, and the oldest until no more than `bytes_max` are left.
     /// Returns how many had to go for want of room.
     pub(super) fn trim(&mut self, now: Time, age: Duration, bytes_max: usize) -> u64 {

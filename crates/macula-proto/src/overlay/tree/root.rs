@@ -473,7 +473,7 @@ impl Tree {
                         self.place.accept(offset);
                         self.topic_came(cx, Cursor { stream, offset }, topic, false);
                     }
-                    Load::Topic(_) => {}
+                    Load::Topic(_) | Load::Head(_) => {}
                 }
                 self.replicate(cx);
             }
@@ -539,6 +539,7 @@ impl Tree {
                     held.topics.insert(topic, now + ANNOUNCED_FOR);
                 }
             }
+            Load::Head(_) => cx.core.stats.messages_unexpected += 1,
         }
     }
 

@@ -10,13 +10,14 @@ use rand_pcg::Pcg32;
 
 use super::super::Overlay;
 use super::super::api::{Command, Config, Event, Input, Output, PublishFailure};
-use super::super::message::{Cursor, Message, TreeAct, TreeId, TreeMessage};
+use super::super::message::{Cursor, Load, Message, TreeAct, TreeId, TreeMessage};
 use super::super::record::Notary;
 use super::TreeSizes;
 use crate::id::{EndpointId, Key, KeyKind, LinkId, RealmId, SubscriptionId};
 use crate::pubsub::{Pattern, Topic};
 use crate::time::Time;
 use crate::wire::batch::BatchIter;
+use crate::wire::message::Publish;
 
 struct Trusting;
 
@@ -44,6 +45,8 @@ struct Node {
     is_black_hole: bool,
     /// Dead, but nobody has noticed yet.
     is_mute: bool,
+    /// Bodies of batches that it has sent to children, bytes.
+    forwarded: u64,
     links: BTreeMap<LinkId, usize>,
     events: Vec<(Time, Event)>,
 }
@@ -122,6 +125,7 @@ impl World {
             group: 0,
             is_black_hole: false,
             is_mute: false,
+            forwarded: 0,
             links: BTreeMap::new(),
             events: Vec::new(),
         });
@@ -231,6 +235,9 @@ impl World {
         }
         if let Message::Tree(tree) = &message {
             self.tree_messages += 1;
+            if let TreeAct::Data { load: Load::Batch(batch), .. } = &tree.act {
+                self.nodes[from].forwarded += batch.body.len() as u64;
+            }
             if self.nodes[from].is_black_hole && matches!(tree.act, TreeAct::Data { .. }) {
                 return;
             }
@@ -424,6 +431,32 @@ impl World {
         }
     }
 
+    /// Nobody publishes steadily any more.
+    fn check_no_sources(&self) -> Result<(), String> {
+        let trees =
+            |node: usize| self.nodes[node].overlay.iter().flat_map(|o| o.trees.trees.values());
+        let wants =
+            |node: &usize| !self.nodes[*node].is_mute && trees(*node).any(|tree| tree.is_tapped);
+        match self.alive().into_iter().find(wants) {
+            Some(node) => Err(format!("{node} wants a source tree")),
+            None => Ok(()),
+        }
+    }
+
+    /// The source tree of a publisher.
+    fn source_tree(&self, node: usize, name: &str, publisher: usize) -> Option<&super::Tree> {
+        let id = TreeId { source: Some(self.nodes[publisher].id), ..id(name) };
+        self.nodes[node].overlay.as_ref()?.trees.trees.get(&id)
+    }
+
+    /// Who passes on what comes down a source tree.
+    fn source_forwarders(&self, name: &str, publisher: usize) -> Vec<usize> {
+        let has = |node: &usize| {
+            self.source_tree(*node, name, publisher).is_some_and(|tree| !tree.children.is_empty())
+        };
+        (0..self.nodes.len()).filter(has).collect()
+    }
+
     fn stat(&self, pick: impl Fn(&super::super::Stats) -> u64) -> u64 {
         let overlays = self.nodes.iter().filter_map(|node| node.overlay.as_ref());
         overlays.map(|overlay| pick(overlay.stats())).sum()
@@ -431,7 +464,7 @@ impl World {
 }
 
 fn id(name: &str) -> TreeId {
-    TreeId { topic: Bytes::copy_from_slice(name.as_bytes()), is_index: false }
+    TreeId::of(Bytes::copy_from_slice(name.as_bytes()))
 }
 
 fn names(range: std::ops::Range<u32>) -> Vec<String> {
@@ -805,7 +838,7 @@ fn a_flood_of_joins_is_bounded() {
         let act = TreeAct::Data {
             at: Cursor { stream: 1, offset: 1 },
             replay: false,
-            load: super::super::Load::Topic(Bytes::from_static(b"x")),
+            load: Load::Topic(Bytes::from_static(b"x")),
         };
         let message = Message::Tree(Box::new(TreeMessage { tree: id(&format!("d.{n}")), act }));
         world.send(flooder, link, message);
@@ -1010,6 +1043,12 @@ impl Faults {
 }
 
 fn random_operations(seed: u64, faults: Faults) -> Result<(), String> {
+    random_operations_with(seed, faults, false).map(|_| ())
+}
+
+/// With `is_steady` one publisher publishes all the time, so that its flow moves; returns how many
+/// nodes moved it.
+fn random_operations_with(seed: u64, faults: Faults, is_steady: bool) -> Result<u64, String> {
     let mut world = World::new(25, seed);
     let mut model = Model::default();
     let mut sequences: BTreeMap<(usize, &str), u64> = BTreeMap::new();
@@ -1067,6 +1106,16 @@ fn random_operations(seed: u64, faults: Faults) -> Result<(), String> {
             }
             _ => {}
         }
+        if is_steady && step % 200 > 10 && step % 200 < 180 {
+            let (publisher, name) = (seed as usize % 5, TOPICS[seed as usize / 5 % TOPICS.len()]);
+            let sequence = sequences.entry((publisher, name)).or_default();
+            for _ in 0..2 {
+                *sequence += 1;
+                let payload = format!("{publisher}:{sequence}");
+                world.publish(publisher, name, &payload, true, false);
+                model.published.push((world.now, publisher, name, payload));
+            }
+        }
         for alone in world.reconnect() {
             for ((node, _), (since, _)) in &mut model.subscribed {
                 if *node == alone {
@@ -1088,7 +1137,11 @@ fn random_operations(seed: u64, faults: Faults) -> Result<(), String> {
         world.reconnect();
         model.look(&world);
     }
-    model.check(&world, faults).map_err(|error| format!("{faults:?}, seed {seed}: {error}"))
+    model
+        .check(&world, faults)
+        .map_err(|error| format!("{faults:?}, seed {seed}, steady {is_steady}: {error}"))?;
+    world.check_no_sources()?;
+    Ok(world.stat(|stats| stats.tree_prunes))
 }
 
 #[test]
@@ -1108,15 +1161,42 @@ fn sweep_of_random_operations() {
     let seeds = std::env::var("MACULA_SEEDS").unwrap_or_else(|_| "0..20".into());
     let (from, to) = seeds.split_once("..").unwrap();
     let mut failures = Vec::new();
+    let (mut steady, mut moved) = (0, 0);
     for seed in from.parse::<u64>().unwrap()..to.parse().unwrap() {
         for faults in [Faults::Deaths, Faults::Silence, Faults::Parts] {
-            if let Err(error) = random_operations(seed, faults) {
-                println!("{error}");
-                failures.push(error);
+            for is_steady in [false, true] {
+                match random_operations_with(seed, faults, is_steady) {
+                    Ok(prunes) => {
+                        steady += u64::from(is_steady);
+                        moved += u64::from(is_steady && prunes > 0);
+                    }
+                    Err(error) => {
+                        println!("{error}");
+                        failures.push(error);
+                    }
+                }
             }
         }
     }
+    println!("{moved} of {steady} steady flows moved");
     assert!(failures.is_empty(), "{} failures", failures.len());
+    assert!(moved * 10 > steady * 9, "{moved} of {steady} steady flows moved");
+}
+
+#[test]
+fn random_operations_around_a_flow_that_moves_lose_and_double_nothing() {
+    let mut failures = Vec::new();
+    let mut moved = 0;
+    for seed in 400..408 {
+        for faults in [Faults::Deaths, Faults::Silence, Faults::Parts] {
+            match random_operations_with(seed, faults, true) {
+                Ok(prunes) => moved += u32::from(prunes > 0),
+                Err(error) => failures.push(error),
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+    assert!(moved >= 20, "{moved}");
 }
 
 #[test]
@@ -1162,7 +1242,7 @@ fn a_loop_of_parents_is_found_and_broken() {
 
 #[test]
 fn a_node_without_trees_costs_little() {
-    assert!(size_of::<super::Trees>() < 300, "{}", size_of::<super::Trees>());
+    assert!(size_of::<super::Trees>() < 320, "{}", size_of::<super::Trees>());
 }
 
 #[test]
@@ -1171,7 +1251,6 @@ fn any_message_of_a_neighbour_is_survived() {
 }
 
 fn survive_any_message(seed: u64) {
-    use super::super::message::Load;
     let mut world = World::new(12, seed);
     (0..12).for_each(|node| world.subscribe(node, 1, "a.b"));
     world.subscribe(3, 2, "**");
@@ -1199,12 +1278,13 @@ fn survive_any_message(seed: u64) {
         publish.epoch = draw(&mut world, &[1, step, publish.epoch]);
         let load = match draw(&mut world, &[0, 1, 2]) {
             0 => Load::Topic(Bytes::from_static(b"a.b")),
+            1 => Load::Head(Publish { body: Bytes::new(), ..publish }),
             _ => Load::Batch(publish),
         };
         let number = draw(&mut world, &[0, 1, 20, 39, 255]) as u8;
         let contact =
             super::super::Contact::new(&world.realm, world.nodes[node].id, Default::default());
-        let act = match draw(&mut world, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]) {
+        let act = match draw(&mut world, &[0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12]) {
             0 => TreeAct::Join { hops: number, have: at, redirected: number == 1 },
             1 => TreeAct::Joined { depth: number, at },
             2 => TreeAct::Redirect(vec![contact; usize::from(number)]),
@@ -1214,11 +1294,16 @@ fn survive_any_message(seed: u64) {
             6 => TreeAct::Beat { at, depth: number },
             7 => TreeAct::Want { have: at, until: u64::MAX },
             8 => TreeAct::Hold { at, load },
-            _ => TreeAct::Held { at },
+            9 => TreeAct::Held { at },
+            10 => TreeAct::Prune { source: contact.id },
+            11 => TreeAct::Graft { source: good.publisher },
+            _ => TreeAct::Prune { source: good.publisher },
         };
         let name = ["a.b", "c", "", "a..b"][draw(&mut world, &[0, 0, 0, 1, 2, 3]) as usize];
         let is_index = draw(&mut world, &[0, 0, 1]) == 1;
-        let tree = TreeId { topic: Bytes::from_static(name.as_bytes()), is_index };
+        let sources = [None, None, Some(good.publisher), Some(contact.id)];
+        let source = sources[draw(&mut world, &[0, 1, 2, 3]) as usize];
+        let tree = TreeId { is_index, source, ..id(name) };
         world.send(node, link, Message::Tree(Box::new(TreeMessage { tree, act })));
         if step % 50 == 0 {
             world.run(millis(500));
@@ -1251,4 +1336,211 @@ fn hundreds_of_subscribers_make_a_shallow_tree_that_outlives_its_root() {
     let complete = |node: &usize| world.got(*node, 1).len() == 40;
     assert_eq!(world.alive().iter().filter(|node| complete(node)).count(), 399);
     world.check_children_cap();
+}
+
+/// A world of which a third subscribes `a.b`, and a publisher that is neither one of these nor the root.
+fn world_with_a_steady_publisher(nodes: usize, seed: u64) -> (World, Vec<usize>, usize) {
+    let mut world = World::new(nodes, seed);
+    let subscribers: Vec<usize> = (0..nodes).step_by(3).collect();
+    subscribers.iter().for_each(|node| world.subscribe(*node, 1, "a.b"));
+    world.run(seconds(10));
+    let root = world.closest("a.b");
+    let publisher = (1..nodes).find(|node| node % 3 != 0 && *node != root).unwrap();
+    (world, subscribers, publisher)
+}
+
+/// Publishes 20 messages a second; returns the bytes that the root forwarded meanwhile.
+fn publish_range(
+    world: &mut World,
+    publisher: usize,
+    range: std::ops::Range<u32>,
+    qos1: bool,
+) -> u64 {
+    let root = world.closest("a.b");
+    let before = world.nodes[root].forwarded;
+    for n in range {
+        world.publish(publisher, "a.b", &n.to_string(), qos1, false);
+        world.run(millis(50));
+    }
+    world.nodes[root].forwarded - before
+}
+
+#[test]
+fn a_steady_flow_moves_past_the_root_and_back() {
+    for (seed, qos1) in [(60, true), (61, false), (62, true)] {
+        let (mut world, subscribers, publisher) = world_with_a_steady_publisher(60, seed);
+        let at_first = publish_range(&mut world, publisher, 0..200, qos1);
+        publish_range(&mut world, publisher, 200..400, qos1);
+        let moved = publish_range(&mut world, publisher, 400..600, qos1);
+        assert!(at_first > 1_000, "seed {seed}: {at_first}");
+        assert_eq!(moved, 0, "seed {seed}: the root forwards heads only");
+        assert!(!world.source_forwarders("a.b", publisher).is_empty());
+        world.check_children_cap();
+        world.run(seconds(60));
+        assert_eq!(world.check_no_sources(), Ok(()), "a quiet flow needs no tree of its own");
+        (0..60).for_each(|node| assert_eq!(world.sizes(node).sources, 0, "node {node}"));
+        let back = publish_range(&mut world, publisher, 600..610, qos1);
+        assert!(back > 0);
+        world.run(seconds(5));
+        for node in &subscribers {
+            assert_eq!(world.got(*node, 1), names(0..610), "seed {seed}, node {node}");
+            assert_eq!(world.lost(*node), 0);
+        }
+        assert_eq!(world.stat(|stats| stats.tree_heads_late), 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_flow_whose_forwarders_die_loses_nothing() {
+    for seed in 63..67 {
+        let (mut world, subscribers, publisher) = world_with_a_steady_publisher(60, seed);
+        let mut killed = 0;
+        for n in 0..1_000 {
+            world.publish(publisher, "a.b", &n.to_string(), true, false);
+            world.run(millis(50));
+            let root = world.closest("a.b");
+            let victim = world
+                .source_forwarders("a.b", publisher)
+                .into_iter()
+                .find(|node| ![root, publisher].contains(node) && node % 3 != 0);
+            if n % 20 == 0
+                && n > 400
+                && killed < 12
+                && let Some(victim) = victim
+            {
+                // in turn with its links, and without
+                if killed % 2 == 0 {
+                    world.kill(victim);
+                } else {
+                    world.nodes[victim].is_mute = true;
+                }
+                killed += 1;
+            }
+        }
+        world.run(seconds(20));
+        assert!(killed > 1, "seed {seed}: {killed}");
+        check_all_got(&world, &subscribers, publisher, 1_000);
+    }
+}
+
+#[test]
+fn a_flow_outlives_roots_of_its_topic() {
+    for seed in 67..70 {
+        let (mut world, subscribers, publisher) = world_with_a_steady_publisher(60, seed);
+        for n in 0..1_000 {
+            world.publish(publisher, "a.b", &n.to_string(), true, false);
+            world.run(millis(50));
+            let root = world.closest("a.b");
+            if n % 150 == 149 && root != publisher {
+                world.kill(root);
+            }
+        }
+        world.run(seconds(20));
+        let alive = |node: &usize| world.nodes[*node].overlay.is_some();
+        let subscribers: Vec<usize> = subscribers.into_iter().filter(alive).collect();
+        assert!(world.stat(|stats| stats.tree_prunes) > 0);
+        check_all_got(&world, &subscribers, publisher, 1_000);
+    }
+}
+
+#[test]
+fn a_source_tree_that_brings_nothing_is_made_up_for() {
+    let (mut world, subscribers, publisher) = world_with_a_steady_publisher(60, 70);
+    publish_range(&mut world, publisher, 0..400, true);
+    let shared = world.forwarders("a.b");
+    let victim = world
+        .source_forwarders("a.b", publisher)
+        .into_iter()
+        .find(|node| *node != publisher && node % 3 != 0 && !shared.contains(node));
+    let victim = victim.expect("some forwarder of the source tree only; choose another seed");
+    world.nodes[victim].is_black_hole = true;
+    publish_range(&mut world, publisher, 400..600, true);
+    world.run(seconds(5));
+    assert!(world.stat(|stats| stats.tree_grafts) > 0);
+    assert!(world.stat(|stats| stats.tree_heads_late) > 0);
+    check_all_got(&world, &subscribers, publisher, 600);
+}
+
+#[test]
+fn a_publisher_that_dies_leaves_no_source_tree() {
+    let (mut world, _, publisher) = world_with_a_steady_publisher(60, 71);
+    publish_range(&mut world, publisher, 0..400, true);
+    assert!(world.stat(|stats| stats.tree_prunes) > 0);
+    world.kill(publisher);
+    world.run(seconds(60));
+    assert_eq!(world.check_no_sources(), Ok(()));
+    let next = if world.closest("a.b") == 4 { 5 } else { 4 };
+    publish_range(&mut world, next, 400..800, true);
+    world.run(seconds(5));
+    assert_eq!(world.got(0, 1), names(0..800));
+    assert!(world.source_tree(0, "a.b", next).is_some());
+}
+
+#[test]
+fn a_publisher_that_is_the_root_has_no_source_tree() {
+    let mut world = World::new(30, 72);
+    (0..30).for_each(|node| world.subscribe(node, 1, "a.b"));
+    world.run(seconds(5));
+    let root = world.closest("a.b");
+    publish_range(&mut world, root, 0..600, true);
+    assert_eq!(world.stat(|stats| stats.tree_prunes), 0);
+    assert!(world.stat(|stats| stats.tree_sources_refused) > 0);
+    world.run(seconds(60));
+    assert_eq!(world.check_no_sources(), Ok(()));
+    check_all_got(&world, &(0..30).collect::<Vec<_>>(), root, 600);
+}
+
+#[test]
+fn source_trees_that_somebody_makes_up_are_bounded() {
+    let mut config = config();
+    config.trees.sources_max = 20;
+    let mut world = World::with(20, 73, config);
+    (0..20).for_each(|node| world.subscribe(node, 1, "a.b"));
+    world.publish(1, "a.b", "x", true, true);
+    world.run(seconds(10));
+    let root = world.closest("a.b");
+    let good = world.tree(root, "a.b").unwrap().retained.clone().unwrap();
+    let (link, child) = {
+        let link = *world.tree(root, "a.b").unwrap().children.keys().next().unwrap();
+        (link, world.nodes[root].links[&link])
+    };
+    let stream = world.tree(root, "a.b").unwrap().place.stream;
+    // a parent makes up a hundred busy publishers, half of them nodes that publish nothing
+    let publishers: Vec<EndpointId> = (0..100u8)
+        .map(|n| match usize::from(n) {
+            n if n < 20 => world.nodes[n].id,
+            n => EndpointId::from_bytes([n as u8; 32]),
+        })
+        .collect();
+    for step in 0..60u64 {
+        for (n, publisher) in (0u64..).zip(&publishers) {
+            let first = step * 10 + 1;
+            let publish = Publish {
+                publisher: *publisher,
+                epoch: 5,
+                first,
+                qos1: false,
+                retain: false,
+                ..good.clone()
+            };
+            let at = Cursor { stream, offset: 2 + step * 100 + n };
+            let act = TreeAct::Data { at, replay: false, load: Load::Batch(publish) };
+            world.send(root, link, Message::Tree(Box::new(TreeMessage { tree: id("a.b"), act })));
+            // and asks to be a child in trees of publishers that there are not
+            let tree = TreeId { source: Some(*publisher), ..id(&format!("t.{step}")) };
+            let act = TreeAct::Join { hops: 0, have: Cursor::default(), redirected: false };
+            world.send(root, link, Message::Tree(Box::new(TreeMessage { tree, act })));
+        }
+        world.run(millis(150));
+        (0..20).for_each(|node| assert!(world.sizes(node).sources <= 20));
+    }
+    let refused = world.nodes[child].overlay.as_ref().unwrap().stats().tree_sources_refused;
+    assert!(refused > 0);
+    world.run(seconds(120));
+    assert_eq!(world.check_no_sources(), Ok(()));
+    world.subscribe(child, 2, "z");
+    world.run(seconds(5));
+    world.publish(2, "z", "good", true, false);
+    world.run(seconds(5));
+    assert_eq!(world.got(child, 2), ["good"]);
 }
