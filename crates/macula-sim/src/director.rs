@@ -1,6 +1,6 @@
 //! Makes happen what a scenario says, and compares what comes out with what should.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use macula_proto::limits::ROUTES_WATCHED_MAX;
 use macula_proto::overlay::{Command, Config, Event};
 use macula_proto::pubsub::{Pattern, ProcedureName, Topic};
 use macula_proto::wire::message::ProviderPolicy;
-use macula_proto::{Key, RealmId};
+use macula_proto::{Key, KeyKind, RealmId};
 use sha2::{Digest, Sha256};
 
 use crate::dice::{Dice, mix};
@@ -385,6 +385,7 @@ impl<'a> Director<'a> {
                 self.plan(now, Action::KillForwarder { every, until });
                 self.pass(*length, progress);
             }
+            Step::Forwarded { phase, over } => self.forwarded(phase, *over, progress),
             Step::Drain {} => self.drain(progress),
             Step::Calls { .. } => self.calls(step, progress),
             Step::Store { .. } => self.store(step, progress),
@@ -1089,6 +1090,41 @@ impl<'a> Director<'a> {
         }
     }
 
+    /// Who passes bodies on, for a while.
+    fn forwarded(&mut self, phase: &str, over: Duration, progress: &mut dyn FnMut(&Progress)) {
+        let nodes = self.states.len() as u32;
+        let (began, before) = (self.world.now(), self.forwarded_by(nodes));
+        self.pass(over, progress);
+        let now = self.forwarded_by(nodes);
+        let grown = |node: u32| {
+            let (now, before) = (now.get(node as usize), before.get(node as usize));
+            now.copied().unwrap_or_default() - before.copied().unwrap_or_default()
+        };
+        let hosts = &self.world.hosts;
+        let root = |(topic, realm): &(Topic, u8)| {
+            let id = hosts.realms.get(usize::from(*realm))?;
+            let key = Key::derive(id, KeyKind::Topic, topic.as_str().as_bytes());
+            self.truths.get(usize::from(*realm))?.closest(&key)
+        };
+        let roots: BTreeSet<u32> = self.topics.iter().filter_map(root).collect();
+        let by_roots: u64 = roots.into_iter().map(grown).sum();
+        let all: u64 = (0..nodes).map(grown).sum();
+        let delays = self.oracle.delays(began, self.world.now());
+        let figures = [
+            ("root_share_percent", 100.0 * by_roots as f64 / all.max(1) as f64),
+            ("root_kilobytes_per_second", by_roots as f64 / 1000.0 / over.as_secs_f64()),
+            ("delivery_p50_ms", delays.quantile(0.5) as f64),
+            ("delivery_p99_ms", delays.quantile(0.99) as f64),
+        ];
+        for (name, value) in figures {
+            self.summary.extra.insert(format!("{name}_{phase}"), value);
+        }
+    }
+
+    fn forwarded_by(&mut self, nodes: u32) -> Vec<u64> {
+        (0..nodes).map(|node| self.world.node(node).forwarded).collect()
+    }
+
     fn publish(&mut self, at: u64, node: u32, start: u32, stream: Stream) {
         if !self.is_state(node, start, State::Joined) {
             return;
@@ -1227,6 +1263,7 @@ impl<'a> Director<'a> {
                 ("record bytes", sizes.record_bytes, config.store.bytes_max),
                 ("trees", trees.trees, config.trees.trees_max),
                 ("children of one tree", trees.children_max, config.children_max),
+                ("source trees", trees.sources, config.trees.sources_max),
                 ("ring bytes", trees.ring_bytes, config.trees.ring_bytes_max),
                 ("retained bytes", trees.retained_bytes, config.trees.retained_bytes_max),
             ];
@@ -1391,6 +1428,7 @@ const fn name_of(step: &Step) -> &'static str {
         Step::Churn { .. } => "churn",
         Step::Traffic { .. } => "traffic",
         Step::KillForwarders { .. } => "kill forwarders",
+        Step::Forwarded { .. } => "forwarded",
         Step::Drain {} => "drain",
         Step::Calls { .. } => "calls",
         Step::Store { .. } => "store",

@@ -409,6 +409,15 @@ impl Oracle {
         by_second.into_iter().map(|(second, (got, missing))| (second, got, missing)).collect()
     }
 
+    /// Milliseconds that messages took that were published between two moments and have arrived.
+    pub(crate) fn delays(&self, from: u64, to: u64) -> Histogram {
+        let mut millis = Histogram::default();
+        let published = self.messages.iter().zip(&self.arrivals);
+        let within = published.filter(|(message, _)| (from..to).contains(&message.at));
+        within.flat_map(|(_, arrivals)| arrivals).for_each(|delay| millis.add((*delay).into()));
+        millis
+    }
+
     pub(crate) fn phases(&self) -> &[TrafficFigures] {
         &self.phases
     }

@@ -282,6 +282,15 @@ pub enum Step {
         #[serde(rename = "for", deserialize_with = "span")]
         length: Duration,
     },
+    /// What share of all bodies the roots of topics pass on to children, and how long messages take,
+    /// meanwhile.
+    Forwarded {
+        /// Name of the figures.
+        phase: String,
+        /// How long.
+        #[serde(deserialize_with = "span")]
+        over: Duration,
+    },
     /// Wait until all messages were published and have had their time to arrive.
     Drain {},
     /// Providers and calls of them.
@@ -457,7 +466,7 @@ impl Scenario {
 }
 
 /// The scenarios that come with the program: name and text.
-pub const BUILT_IN: [(&str, &str); 8] = [
+pub const BUILT_IN: [(&str, &str); 9] = [
     ("converged", include_str!("../scenarios/converged.toml")),
     ("churn", include_str!("../scenarios/churn.toml")),
     ("kill20", include_str!("../scenarios/kill20.toml")),
@@ -466,6 +475,7 @@ pub const BUILT_IN: [(&str, &str); 8] = [
     ("regions", include_str!("../scenarios/regions.toml")),
     ("byzantine", include_str!("../scenarios/byzantine.toml")),
     ("fanout", include_str!("../scenarios/fanout.toml")),
+    ("steady", include_str!("../scenarios/steady.toml")),
 ];
 
 /// `250ms`, `10s`, `5min`, `2h`.

@@ -118,6 +118,8 @@ pub(crate) struct Node {
     wants_join: bool,
     /// When it last passed on data of a tree; 0: never.
     pub(crate) forwarded_at: u64,
+    /// Bodies that it has passed on to children, bytes.
+    pub(crate) forwarded: u64,
     /// The last data that it passed on, and how often.
     copies: (u64, u32),
     /// Everything that has happened to it.
@@ -144,6 +146,7 @@ impl Node {
             slow: 0,
             wants_join: false,
             forwarded_at: 0,
+            forwarded: 0,
             copies: (0, 0),
             digest: 0,
         }
@@ -460,6 +463,9 @@ impl Node {
     }
 
     fn note_tree(&mut self, at: &mut At<'_>, act: &TreeAct) {
+        if let TreeAct::Data { load: Load::Batch(batch), .. } = act {
+            self.forwarded += batch.body.len() as u64;
+        }
         match act {
             TreeAct::Data { at: cursor, replay: false, load: Load::Batch(batch) } => {
                 self.forwarded_at = at.time;

@@ -292,6 +292,9 @@ impl Summary {
             let depth = subscribers.max(8.0).log(8.0) + hops_bound(self.nodes);
             most("depth of the tree", self.depth_max as f64, depth.ceil());
         }
+        if let Some(share) = self.extra.get("root_share_percent_after") {
+            most("bodies forwarded by the root after the move, %", *share, 1.0);
+        }
         let mut least = |name: String, measured: f64, wanted: f64| {
             targets.push(Target { name, measured, wanted, at_least: true });
         };

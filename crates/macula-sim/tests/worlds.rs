@@ -101,3 +101,42 @@ fn a_partition_heals() {
     );
     expect_all_right(&simulate(&text, 60, 10, 1));
 }
+
+#[test]
+fn a_steady_flow_leaves_the_root() {
+    let text = r#"
+        name = "steady"
+        about = "One publisher, 10 messages a second."
+        network = { encode = true }
+        [[step]]
+        do = "traffic"
+        phase = "steady"
+        topics = 1
+        publishers = 1
+        subscribers = 40
+        every = "100ms"
+        qos1 = true
+        settle = "15s"
+        for = "40s"
+        [[step]]
+        do = "wait"
+        for = "15s"
+        [[step]]
+        do = "forwarded"
+        phase = "before"
+        over = "5s"
+        [[step]]
+        do = "wait"
+        for = "20s"
+        [[step]]
+        do = "forwarded"
+        phase = "after"
+        over = "10s"
+        [[step]]
+        do = "drain"
+    "#;
+    let summary = simulate(text, 120, 3, 1);
+    assert_eq!(summary.violations, 0, "{:?}", summary.violations_spelt);
+    assert!(summary.extra["root_share_percent_before"] > 1.0, "{:?}", summary.extra);
+    assert_eq!(summary.extra["root_share_percent_after"], 0.0);
+}

@@ -313,8 +313,10 @@ const NODE: Scripts = &[
 /// Scripts of the overlay target: neighbours come up, and each says something.
 fn overlays(seeds: &mut Seeds) {
     use macula_proto::overlay::{
-        Body, Contact, Coordinate, Cursor, Message, Need, Route, TreeAct, TreeId, TreeMessage, wire,
+        Body, Contact, Coordinate, Cursor, Load, Message, Need, Route, TreeAct, TreeId,
+        TreeMessage, wire,
     };
+    use macula_proto::wire::message::Publish;
     use macula_proto::{Distance, EndpointId, Key, KeyKind, RealmId};
 
     let realm = RealmId::of_name("fuzz");
@@ -328,6 +330,24 @@ fn overlays(seeds: &mut Seeds) {
     };
     let join = TreeAct::Join { hops: 1, have: Cursor::default(), redirected: false };
     let tree = TreeId::of(topic.clone());
+    let source = contact(4).id;
+    let source_tree = TreeId { source: Some(source), ..tree.clone() };
+    let prune = TreeAct::Prune { source };
+    let batch = Publish {
+        realm: realm.tag(),
+        publisher: source,
+        epoch: 1,
+        first: 1,
+        count: 1,
+        ttl: 20,
+        qos1: true,
+        retain: false,
+        start: true,
+        topic: topic.clone(),
+        body: bytes::Bytes::new(),
+    };
+    let cursor = Cursor { stream: 1, offset: 1 };
+    let head = TreeAct::Data { at: cursor, replay: false, load: Load::Head(batch) };
     let far = Key::derive(&realm, KeyKind::Topic, &topic);
     let messages = [
         ("keep", Message::Keep { need: Need::Sibling, at, ready: true }),
@@ -336,7 +356,10 @@ fn overlays(seeds: &mut Seeds) {
         ("connect", route(me, Body::Connect { from: contact(5), need: Need::Sibling })),
         ("fetch", route(far, Body::Fetch { kind: 3 })),
         ("audit", route(far, Body::Audit { topic })),
-        ("join", Message::Tree(Box::new(TreeMessage { tree, act: join }))),
+        ("join", Message::Tree(Box::new(TreeMessage { tree: tree.clone(), act: join.clone() }))),
+        ("join-source", Message::Tree(Box::new(TreeMessage { tree: source_tree, act: join }))),
+        ("prune", Message::Tree(Box::new(TreeMessage { tree: tree.clone(), act: prune }))),
+        ("head", Message::Tree(Box::new(TreeMessage { tree, act: head }))),
     ];
     for (name, message) in messages {
         let encoded = wire::encode(&message);

@@ -873,6 +873,30 @@ mod tests {
         expected.extend([0; 20]);
         expected.extend([0, 0x93, 1, 0xc0, 0xc3]);
         assert_eq!(encode(&Message::Route(Box::new(route))), expected);
+        let source = EndpointId::from_bytes([2; 32]);
+        let topic = Bytes::from_static(b"a");
+        let tree = TreeId { source: Some(source), ..TreeId::of(topic.clone()) };
+        let mut expected = vec![0x94, 13, 0xc4, 1, b'a', 0xc4, 32];
+        expected.extend([2; 32]);
+        expected.extend([0x91, 5]);
+        let part = TreeMessage { tree, act: TreeAct::Part };
+        assert_eq!(encode(&Message::Tree(Box::new(part))), expected);
+        let mut expected = vec![0x94, 12, 0xc4, 1, b'a', 0xc2, 0x92, 11, 0xc4, 32];
+        expected.extend([2; 32]);
+        let prune = TreeMessage { tree: TreeId::of(topic), act: TreeAct::Prune { source } };
+        assert_eq!(encode(&Message::Tree(Box::new(prune))), expected);
+    }
+
+    #[test]
+    fn a_head_has_no_body() {
+        let message = |body: &[u8]| {
+            let at = Cursor { stream: 1, offset: 2 };
+            let act = TreeAct::Data { at, replay: false, load: Load::Head(batch(1, body)) };
+            let tree = TreeId::of(Bytes::from_static(b"a.b"));
+            encode(&Message::Tree(Box::new(TreeMessage { tree, act })))
+        };
+        assert!(decode(&realm(), &message(b"")).is_ok());
+        assert!(matches!(decode(&realm(), &message(b"x")), Err(DecodeError::Range(_))));
     }
 
     #[test]
