@@ -462,6 +462,8 @@ impl Tree {
         let Some(moved) = flow.moved.as_deref_mut() else { return };
         moved.expire_late(now);
         if moved.pruned.is_some_and(|at| now >= at + PRUNE_AGAIN) {
+            // without a parent nobody is told, and the next one sends whole batches
+            moved.pruned = None;
             self.send_prune(cx, publisher);
         }
         let Some(flow) = self.flows.of.get_mut(&publisher) else { return };
