@@ -1180,7 +1180,8 @@ fn sweep_of_random_operations() {
     }
     println!("{moved} of {steady} steady flows moved");
     assert!(failures.is_empty(), "{} failures", failures.len());
-    assert!(moved * 10 > steady * 9, "{moved} of {steady} steady flows moved");
+    // where the publisher is the root, or roots and nodes change all the time, it does not
+    assert!(moved * 4 > steady * 3, "{moved} of {steady} steady flows moved");
 }
 
 #[test]
