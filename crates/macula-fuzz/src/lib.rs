@@ -27,6 +27,7 @@ mod overlay;
 mod pattern;
 mod script;
 mod stun;
+mod tunnel;
 // Worlds of nodes in virtual time, as the tests of macula-proto know them.
 #[allow(
     dead_code,
@@ -48,12 +49,13 @@ pub use node::node;
 pub use overlay::overlay;
 pub use pattern::pattern;
 pub use stun::stun;
+pub use tunnel::tunnel;
 
 /// The body of a fuzz target: panics when `data` violates a property.
 pub type Body = fn(data: &[u8]);
 
 /// Every body, by the name of its target.
-pub const TARGETS: [(&str, Body); 9] = [
+pub const TARGETS: [(&str, Body); 10] = [
     ("frame", frame),
     ("message", message),
     ("control", control),
@@ -63,4 +65,5 @@ pub const TARGETS: [(&str, Body); 9] = [
     ("grant", grant),
     ("stun", stun),
     ("door", door),
+    ("tunnel", tunnel),
 ];

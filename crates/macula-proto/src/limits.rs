@@ -65,6 +65,14 @@ pub const SPLIT_PACKET_BYTES_MAX: usize = 1280;
 /// Relayed packets that may wait for one link, bytes; beyond it the oldest are dropped.
 pub const RELAY_QUEUE_BYTES_MAX: usize = 256 * 1024;
 
+/// Length of a packet in a tunnel (docs/protocol §10), bytes: the QUIC packets of a link that runs in
+/// one are never longer, so that they and the packets relayed inside need no discovery.
+pub const TUNNEL_PACKET_BYTES_MAX: usize = 1452;
+/// Length of the request that opens a tunnel and of its answer, bytes, the empty line included.
+pub const TUNNEL_HEAD_BYTES_MAX: usize = 4 * 1024;
+/// What may wait to be sent into a tunnel, bytes; packets beyond it are dropped.
+pub const TUNNEL_QUEUE_BYTES_MAX: usize = 256 * 1024;
+
 /// How often a message may be forwarded.
 pub const TTL_HOPS: u8 = 20;
 /// QoS 1: how long a realm's ring holds messages that everybody known has.

@@ -118,6 +118,11 @@ fn stun_and_turn_of_any_bytes() {
 }
 
 #[test]
+fn tunnels_of_any_bytes() {
+    check("tunnel");
+}
+
+#[test]
 fn worlds_in_which_anything_happens() {
     check("node");
 }

@@ -41,6 +41,7 @@ fn seeds() -> Seeds {
     overlays(&mut seeds);
     stuns(&mut seeds);
     doors(&mut seeds);
+    tunnels(&mut seeds);
     for (index, lines) in PATTERNS.iter().enumerate() {
         seeds.insert(("pattern", format!("hand_{index}")), lines.as_bytes().to_vec());
     }
@@ -164,6 +165,23 @@ fn doors(seeds: &mut Seeds) {
     ];
     for (name, steps) in scripts {
         seeds.insert(("door", name.to_owned()), [&[0][..], &steps.concat()].concat());
+    }
+}
+
+/// Seeds of `tunnel`: a distance between cuts, then frames or a head.
+fn tunnels(seeds: &mut Seeds) {
+    let scripts: [(&str, u8, &[u8]); 4] = [
+        ("frames", 2, &[0, 1, 0x41, 0, 3, 1, 2, 3, 0, 2, 9]),
+        ("oversize", 0, &[0, 1, 0x41, 0xff, 0xff, 1]),
+        (
+            "request",
+            9,
+            b"GET /macula HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: macula-tunnel\r\n\r\n",
+        ),
+        ("answer", 9, b"HTTP/1.1 403 Forbidden\r\nServer: proxy\r\n\r\n"),
+    ];
+    for (name, cut, stream) in scripts {
+        seeds.insert(("tunnel", name.to_owned()), [&[cut][..], stream].concat());
     }
 }
 

@@ -30,6 +30,7 @@ pub mod frame;
 pub mod kind;
 pub mod message;
 pub mod relay;
+pub mod tunnel;
 
 #[cfg(test)]
 mod tests;
