@@ -190,6 +190,36 @@ pub(crate) async fn dial(
     target: &Target,
     timeout: Duration,
 ) -> Result<Connection, DialError> {
+    let attempt = |addr| {
+        let (endpoint, expect) = (Arc::clone(endpoint), target.expect);
+        async move { endpoint.dial(expect, addr, timeout).await }
+    };
+    race(target, timeout, attempt).await
+}
+
+/// The same through tunnels, to TCP addresses of a gateway that is called `host`.
+pub(crate) async fn dial_tunnel(
+    endpoint: &Arc<quic::Endpoint>,
+    target: &Target,
+    host: &str,
+    timeout: Duration,
+) -> Result<Connection, DialError> {
+    let host: Arc<str> = host.into();
+    let attempt = |addr| {
+        let (endpoint, expect, host) = (Arc::clone(endpoint), target.expect, Arc::clone(&host));
+        async move { endpoint.dial_tunnel(expect, addr, &host, timeout).await }
+    };
+    race(target, timeout, attempt).await
+}
+
+async fn race<F>(
+    target: &Target,
+    timeout: Duration,
+    attempt: impl Fn(SocketAddr) -> F,
+) -> Result<Connection, DialError>
+where
+    F: Future<Output = Result<Connection, HandshakeError>> + Send + 'static,
+{
     let mut waiting = VecDeque::from(interleave(&target.addrs));
     if waiting.is_empty() {
         return Err(DialError::NoAddress);
@@ -202,8 +232,8 @@ pub(crate) async fn dial(
         if next_start <= Instant::now()
             && let Some(addr) = waiting.pop_front()
         {
-            let (endpoint, expect) = (Arc::clone(endpoint), target.expect);
-            attempts.spawn(async move { (addr, endpoint.dial(expect, addr, timeout).await) });
+            let dialled = attempt(addr);
+            attempts.spawn(async move { (addr, dialled.await) });
             next_start = Instant::now() + STAGGER;
         }
         tokio::select! {

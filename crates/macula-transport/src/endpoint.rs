@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use macula_nat::path::Strategy;
@@ -22,6 +22,7 @@ use crate::loading::Loading;
 use crate::quic::{self, HandshakeError};
 use crate::socket::{self, BindError};
 use crate::sync::lock;
+use crate::tunnel::{Desk, Listener, Seats, TunnelConfig, TunnelError, TunnelStats};
 
 /// Upper bound of [`EndpointConfig::mtu_max`], bytes.
 ///
@@ -75,7 +76,10 @@ pub struct EndpointConfig {
     /// Whether this endpoint has links to peers of its gateway: it dials and accepts them over the
     /// gateway's relay, and moves them to direct paths. Default `false`.
     pub peers: bool,
-    /// Which paths such links may use. Default: the relay at once, a direct path when there is one.
+    /// Whether this endpoint has tunnels: it can dial gateways over TLS and TCP, and, if it accepts,
+    /// take such dials (see [`Endpoint::listen_for_tunnels`]). Default `false`.
+    pub tunnels: bool,
+    /// Which paths links to peers may use. Default: the relay at once, a direct path when there is one.
     pub strategy: Strategy,
 }
 
@@ -94,6 +98,7 @@ impl EndpointConfig {
             socket_buffer_bytes: 8 * 1024 * 1024,
             loading_bytes_max: 256 * 1024 * 1024,
             peers: false,
+            tunnels: false,
             strategy: Strategy::Opportunistic,
         }
     }
@@ -112,6 +117,8 @@ pub struct Endpoint {
     accepted: Mutex<mpsc::Receiver<Connected>>,
     guard: Option<SharedGuard>,
     loading: Arc<Loading>,
+    /// Of those that come by TCP.
+    seats: OnceLock<Arc<Seats>>,
     tasks: TaskTracker,
     closed: CancellationToken,
 }
@@ -151,6 +158,7 @@ impl Endpoint {
             accepted: Mutex::new(receiver),
             guard,
             loading: Loading::new(config.loading_bytes_max),
+            seats: OnceLock::new(),
             tasks: TaskTracker::new(),
             closed: CancellationToken::new(),
             quic,
@@ -197,6 +205,63 @@ impl Endpoint {
     pub async fn dial(&self, target: &Target) -> Result<Connected, DialError> {
         let connection = dial::dial(&self.quic, target, self.handshake_timeout).await?;
         Ok(self.connected(connection))
+    }
+
+    /// Dials a gateway over TLS and TCP, for networks that let no UDP pass: the addresses of `target`
+    /// are TCP addresses, and `host` is what TLS calls the gateway. The link is the same as by UDP,
+    /// and so is what is proved to whom.
+    ///
+    /// # Errors
+    /// As [`Self::dial`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future abandons all attempts.
+    pub async fn dial_tunnel(&self, target: &Target, host: &str) -> Result<Connected, DialError> {
+        let dialled = dial::dial_tunnel(&self.quic, target, host, self.handshake_timeout);
+        Ok(self.connected(dialled.await?))
+    }
+
+    /// Takes those who come by TCP from now on, until the endpoint closes; possible once. They arrive
+    /// at [`Self::accept`] as all do, and the limits of handshakes hold for them, too. Returns the
+    /// addresses.
+    ///
+    /// # Errors
+    /// See [`TunnelError`]; none is taken then.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O and time.
+    pub fn listen_for_tunnels(
+        &self,
+        config: &TunnelConfig,
+    ) -> Result<Vec<SocketAddr>, TunnelError> {
+        if !self.quic.has_tunnels() || self.seats.get().is_some() {
+            return Err(TunnelError::Unusable);
+        }
+        let certificate = config.certificate.as_ref();
+        let certificate = certificate.map(|(chain, key)| (chain.as_path(), key.as_path()));
+        let seats = Seats::new(config.tunnels_max, config.per_source_max);
+        let desk = Desk::new(
+            certificate,
+            Arc::clone(&self.quic),
+            Arc::clone(&seats),
+            self.handshake_timeout,
+            self.closed.clone(),
+            self.tasks.clone(),
+        )?;
+        let bound = config.listen.iter().map(|address| Listener::bind(*address, &desk));
+        let listeners = bound.collect::<Result<Vec<_>, _>>()?;
+        let addresses = listeners.iter().filter_map(|it| it.local_addr().ok()).collect();
+        for listener in listeners {
+            tokio::spawn(self.tasks.track_future(listener.run()));
+        }
+        self.seats.get_or_init(|| seats);
+        Ok(addresses)
+    }
+
+    /// What became of those who came by TCP.
+    pub fn tunnels(&self) -> TunnelStats {
+        let stats = self.seats.get().map(|seats| seats.stats()).unwrap_or_default();
+        TunnelStats { dropped: self.quic.tunnel_drops(), ..stats }
     }
 
     /// Dials a peer that is attached to the same gateway, through that gateway. The link is

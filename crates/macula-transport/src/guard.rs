@@ -356,10 +356,10 @@ impl Bucket {
 
 /// What counts as one source: who has an IPv6 address mostly has its whole /64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Source(Ipv6Addr);
+pub(crate) struct Source(Ipv6Addr);
 
 impl Source {
-    fn of(ip: IpAddr) -> Self {
+    pub(crate) fn of(ip: IpAddr) -> Self {
         match ip.to_canonical() {
             IpAddr::V4(ip) => Self(ip.to_ipv6_mapped()),
             IpAddr::V6(ip) => {

@@ -47,6 +47,7 @@ mod quic;
 mod socket;
 mod stream;
 mod sync;
+mod tunnel;
 
 pub use anonymous::{
     AnonymousConfig, AnonymousConnection, AnonymousListener, AnonymousReceiver, AnonymousSender,
@@ -62,3 +63,4 @@ pub use link::{Connected, Link, PathWatch, SEND_QUEUE_BYTES_MAX};
 pub use macula_nat::path::Strategy;
 pub use quic::{PathInfo, PathKind, Traffic};
 pub use socket::BindError;
+pub use tunnel::{TunnelConfig, TunnelError, TunnelStats};

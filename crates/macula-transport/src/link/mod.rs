@@ -106,6 +106,11 @@ impl Connected {
         self.dialled
     }
 
+    /// Whether it runs in a tunnel, over TLS and TCP; [`Self::remote`] is the other end of that.
+    pub fn is_tunnelled(&self) -> bool {
+        self.connection.is_tunnelled()
+    }
+
     /// Whether this is a link between peers, over the relay of their gateway or directly.
     pub fn is_peer_link(&self) -> bool {
         self.connection.is_peer_link()
@@ -193,6 +198,11 @@ impl Link {
     /// Whether this side dialled.
     pub fn dialled(&self) -> bool {
         self.shared().dialled
+    }
+
+    /// Whether it runs in a tunnel, over TLS and TCP; [`Self::remote`] is the other end of that.
+    pub fn is_tunnelled(&self) -> bool {
+        self.shared().connection.is_tunnelled()
     }
 
     /// Which path a link between peers takes and what its paths have carried; `None`: it is a link

@@ -156,6 +156,35 @@ pub(super) fn client(settings: &EndpointConfig) -> noq::TransportConfig {
     transport
 }
 
+/// Settings of connections that come by a tunnel.
+pub(super) fn tunnel_server(
+    tls: Arc<rustls::ServerConfig>,
+    key: &SecretKey,
+    settings: &EndpointConfig,
+) -> Result<noq::ServerConfig, noq::crypto::rustls::NoInitialCipherSuite> {
+    let tls = noq::crypto::rustls::QuicServerConfig::try_from(tls)?;
+    let mut transport = transport(settings, 1);
+    with_relay(&mut transport);
+    in_tunnel(&mut transport, settings);
+    Ok(server_with(tls, key, transport))
+}
+
+/// Settings of connections that are dialled through a tunnel.
+pub(super) fn tunnel_client(settings: &EndpointConfig) -> noq::TransportConfig {
+    let mut transport = transport(settings, 0);
+    with_relay(&mut transport);
+    in_tunnel(&mut transport, settings);
+    transport
+}
+
+/// A stream carries any packet, so there is no size to find out. Where a peer sees us is not told:
+/// there is no UDP.
+fn in_tunnel(transport: &mut noq::TransportConfig, settings: &EndpointConfig) {
+    let bytes_max = u16::try_from(limits::TUNNEL_PACKET_BYTES_MAX).unwrap_or(1200);
+    let bytes = bytes_max.min(settings.mtu_max);
+    transport.min_mtu(bytes).initial_mtu(bytes).mtu_discovery_config(None);
+}
+
 /// Settings of connections to peers.
 pub(super) fn peer_client(settings: &EndpointConfig) -> noq::TransportConfig {
     let mut transport = transport(settings, 0);

@@ -7,6 +7,7 @@ mod paths;
 mod runtime;
 mod sieve;
 mod tls;
+mod tunnel;
 
 use std::fmt;
 use std::future::Future;
@@ -35,6 +36,8 @@ use magic::Magic;
 use paths::PathState;
 pub(crate) use paths::Selected;
 pub use paths::{PathInfo, PathKind, Traffic};
+use tunnel::Tunnels;
+pub(crate) use tunnel::{Outlet, Tunnel};
 
 /// Addresses of interfaces are looked up so often while they matter.
 const INTERFACES_INTERVAL: Duration = Duration::from_secs(3);
@@ -47,12 +50,23 @@ pub(crate) struct Endpoint {
     endpoint: noq::Endpoint,
     tls: tls::Tls,
     client_transport: Arc<noq::TransportConfig>,
+    /// Of connections that run in tunnels, dialled and accepted.
+    tunnelled: Option<Tunnelled>,
     /// Kept over dials: lets servers that are flooded skip the extra round trip.
     tokens: Arc<noq::TokenMemoryCache>,
     junk: Arc<AtomicU64>,
     accepts_all: bool,
     peers: Option<Arc<Peers>>,
     crew: Crew,
+}
+
+/// What connections in tunnels share.
+#[derive(Debug)]
+struct Tunnelled {
+    magic: Arc<Magic>,
+    tunnels: Arc<Tunnels>,
+    server: Arc<noq::ServerConfig>,
+    client_transport: Arc<noq::TransportConfig>,
 }
 
 /// What links between peers share.
@@ -127,26 +141,39 @@ impl Endpoint {
         let runtime = Arc::new(runtime::Runtime(crew.clone()));
         let (socket, junk) = sieve::Sieve::around(runtime.wrap_udp_socket(socket)?);
         let mut socket: Box<dyn AsyncUdpSocket> = Box::new(socket);
-        let mut peers = None;
-        if settings.peers {
+        let (mut peers, mut tunnelled) = (None, None);
+        if settings.peers || settings.tunnels {
             let mut random = [0; 5];
             let filled = SystemRandom::new().fill(&mut random);
             filled.map_err(|_| io::Error::other("the system gives no random bytes"))?;
             let (magic, relayed) = Magic::new(random);
-            let magical = magic::MagicSocket::around(socket, Arc::clone(&magic), relayed)?;
-            let server = config::peer_server(tls.server(), &settings.key, settings);
-            peers = Some(Arc::new(Peers {
-                magic,
-                sender: Mutex::new(magical.sender()),
-                server: Arc::new(server.map_err(io::Error::other)?),
-                client_transport: Arc::new(config::peer_client(settings)),
-                strategy: settings.strategy,
-                port,
-                known: Mutex::default(),
-                candidates: watch::Sender::default(),
-                relay: watch::Sender::default(),
-                watches: AtomicBool::new(false),
-            }));
+            let mut magical = magic::MagicSocket::around(socket, Arc::clone(&magic), relayed)?;
+            if settings.tunnels {
+                let server = config::tunnel_server(tls.server(), &settings.key, settings);
+                tunnelled = Some(Tunnelled {
+                    magic: Arc::clone(&magic),
+                    tunnels: Arc::default(),
+                    server: Arc::new(server.map_err(io::Error::other)?),
+                    client_transport: Arc::new(config::tunnel_client(settings)),
+                });
+            }
+            if settings.peers {
+                let server = config::peer_server(tls.server(), &settings.key, settings);
+                peers = Some(Arc::new(Peers {
+                    magic,
+                    sender: Mutex::new(magical.sender()),
+                    server: Arc::new(server.map_err(io::Error::other)?),
+                    client_transport: Arc::new(config::peer_client(settings)),
+                    strategy: settings.strategy,
+                    port,
+                    known: Mutex::default(),
+                    candidates: watch::Sender::default(),
+                    relay: watch::Sender::default(),
+                    watches: AtomicBool::new(false),
+                }));
+            } else {
+                magical = magical.keeping_local();
+            }
             socket = Box::new(magical);
         }
         let endpoint = noq::Endpoint::new_with_abstract_socket(
@@ -160,6 +187,7 @@ impl Endpoint {
             endpoint,
             tls,
             client_transport,
+            tunnelled,
             tokens: Arc::default(),
             junk,
             accepts_all: settings.accept,
@@ -189,17 +217,81 @@ impl Endpoint {
         addr: SocketAddr,
         timeout: Duration,
     ) -> Result<Connection, HandshakeError> {
-        // Never sent (SNI is off); it only keeps the address tokens of different servers apart.
-        let name = match expected {
-            Some(id) => format!("{id}.macula"),
-            None => match addr.ip() {
-                IpAddr::V4(ip) => format!("{:08x}.any.macula", u32::from(ip)),
-                IpAddr::V6(ip) => format!("{:032x}.any.macula", u128::from(ip)),
-            },
-        };
+        let name = server_name(expected, addr);
         let transport = Arc::clone(&self.client_transport);
         let connection = self.connect(expected, addr, &name, transport, timeout).await?;
         Connection::new(connection)
+    }
+
+    /// A tunnel between here and `remote`; `None`: there are too many, or this endpoint has none.
+    pub(crate) fn tunnel(&self, remote: SocketAddr) -> Option<Tunnel> {
+        let Tunnelled { magic, tunnels, .. } = self.tunnelled.as_ref()?;
+        tunnels.add(magic, remote)
+    }
+
+    /// Whether there can be tunnels.
+    pub(crate) fn has_tunnels(&self) -> bool {
+        self.tunnelled.is_some()
+    }
+
+    /// Packets that found the queue of their tunnel full.
+    pub(crate) fn tunnel_drops(&self) -> u64 {
+        self.tunnelled.as_ref().map_or(0, |it| it.tunnels.dropped())
+    }
+
+    /// Dials through a tunnel to a gateway at `addr` (TCP), which is called `host`. Dropping the future
+    /// abandons the attempt.
+    pub(crate) async fn dial_tunnel(
+        &self,
+        expected: Option<EndpointId>,
+        addr: SocketAddr,
+        host: &str,
+        timeout: Duration,
+    ) -> Result<Connection, HandshakeError> {
+        let unusable = |reason: &str| HandshakeError::Unusable { reason: reason.to_owned() };
+        let Some(tunnelled) = &self.tunnelled else { return Err(unusable("no tunnels here")) };
+        let opened = tokio::time::timeout(timeout, crate::tunnel::open(addr, host)).await;
+        let opened = opened.map_err(|_elapsed| HandshakeError::Timeout)?;
+        let (stream, came) = opened.map_err(|error| unusable(&error.to_string()))?;
+        let tunnel = self.tunnel(addr).ok_or_else(|| unusable("too many tunnels at once"))?;
+        let (inner, state) = (tunnel.addr(), Arc::clone(tunnel.state()));
+        // Ends the tunnel unless a connection takes it.
+        let abandoned = state.done.clone().drop_guard();
+        tokio::spawn(crate::tunnel::run(stream, came, tunnel, timeout * 2));
+        let transport = Arc::clone(&tunnelled.client_transport);
+        let name = server_name(expected, addr);
+        let connecting = self.connect(expected, inner, &name, transport, timeout);
+        let connection = tokio::select! {
+            biased;
+            connection = connecting => connection?,
+            () = state.broken.cancelled() => return Err(unusable("the tunnel broke")),
+        };
+        abandoned.disarm();
+        self.settle(connection, state)
+    }
+
+    /// Ties a new connection and its tunnel together: each ends with the other.
+    fn settle(
+        &self,
+        connection: noq::Connection,
+        state: Arc<tunnel::State>,
+    ) -> Result<Connection, HandshakeError> {
+        state.in_use.cancel();
+        let (closed, weak) = (connection.on_closed(), connection.weak_handle());
+        let watched = Arc::clone(&state);
+        self.crew.spawn(async move {
+            tokio::select! {
+                biased;
+                _ended = closed => {}
+                () = watched.broken.cancelled() => {
+                    if let Some(connection) = weak.upgrade() {
+                        connection.close(VarInt::from_u32(0), b"");
+                    }
+                }
+            }
+            watched.done.cancel();
+        });
+        Ok(Connection { tunnel: Some(state), ..Connection::new(connection)? })
     }
 
     /// Dials a peer through the gateway. Dropping the future abandons the attempt.
@@ -283,7 +375,9 @@ impl Endpoint {
         let remote = incoming.remote_address();
         let peers = self.peers.as_ref().filter(|peers| peers.magic.owns(&remote));
         let peer = peers.and_then(|peers| peers.magic.peer(&remote));
-        Some(Incoming { incoming, peer })
+        let tunnelled = self.tunnelled.as_ref().filter(|it| it.magic.owns(&remote));
+        let tunnel = tunnelled.and_then(|it| it.tunnels.find(&remote));
+        Some(Incoming { incoming, peer, tunnel })
     }
 
     /// Whether an attempt may be looked at: an endpoint that only has peers takes them only.
@@ -297,7 +391,13 @@ impl Endpoint {
         incoming: Incoming,
         timeout: Duration,
     ) -> Result<Connection, HandshakeError> {
-        let Incoming { incoming, peer } = incoming;
+        let Incoming { incoming, peer, tunnel } = incoming;
+        if let (Some(tunnelled), Some(state)) = (&self.tunnelled, tunnel) {
+            let accepting = incoming.accept_with(Arc::clone(&tunnelled.server))?;
+            let accepting = tokio::time::timeout(timeout, accepting).await;
+            let connection = accepting.map_err(|_elapsed| HandshakeError::Timeout)??;
+            return self.settle(connection, state);
+        }
         let (Some(peers), Some(id)) = (&self.peers, peer) else {
             let accepting = tokio::time::timeout(timeout, incoming.accept()?).await;
             return Connection::new(accepting.map_err(|_elapsed| HandshakeError::Timeout)??);
@@ -406,18 +506,21 @@ pub(crate) struct Incoming {
     incoming: noq::Incoming,
     /// Who it is by the word of the gateway, if it was relayed.
     peer: Option<EndpointId>,
+    /// The tunnel that it came by.
+    tunnel: Option<Arc<tunnel::State>>,
 }
 
 impl Incoming {
     /// Whether the peer has shown that it receives packets at its address. Where a relayed one is
-    /// the gateway knows.
+    /// the gateway knows; who has a tunnel has shown it by TCP.
     pub(crate) fn is_validated(&self) -> bool {
-        self.peer.is_some() || self.incoming.remote_address_validated()
+        self.peer.is_some() || self.tunnel.is_some() || self.incoming.remote_address_validated()
     }
 
     /// Where it comes from, or says so.
     pub(crate) fn remote(&self) -> SocketAddr {
-        canonical(self.incoming.remote_address())
+        let tunnel = self.tunnel.as_ref().map(|tunnel| tunnel.remote);
+        tunnel.unwrap_or_else(|| canonical(self.incoming.remote_address()))
     }
 
     /// Says no.
@@ -461,6 +564,8 @@ pub(crate) struct Connection {
     peer: EndpointId,
     /// Of a link between peers.
     paths: Option<Arc<PathState>>,
+    /// What it runs in.
+    tunnel: Option<Arc<tunnel::State>>,
 }
 
 /// The connection is gone; [`Connection::closed`] says why.
@@ -476,7 +581,7 @@ impl Connection {
             })
             .and_then(|keys| tls::id_of_spki(keys.first()?));
         match peer {
-            Some(peer) => Ok(Self { connection, peer, paths: None }),
+            Some(peer) => Ok(Self { connection, peer, paths: None, tunnel: None }),
             None => Err(HandshakeError::Failed { reason: "the peer has shown no key".into() }),
         }
     }
@@ -487,7 +592,15 @@ impl Connection {
 
     /// Where the peer's packets come from, as far as one address says it.
     pub(crate) fn remote(&self) -> Option<SocketAddr> {
+        if let Some(tunnel) = &self.tunnel {
+            return Some(tunnel.remote);
+        }
         self.connection.path(self.path_id())?.remote_address().ok().map(canonical)
+    }
+
+    /// Whether it runs in a tunnel.
+    pub(crate) fn is_tunnelled(&self) -> bool {
+        self.tunnel.is_some()
     }
 
     pub(crate) fn rtt(&self) -> Option<Duration> {
@@ -588,7 +701,12 @@ impl Connection {
     /// Ends when the connection does; `None` when this side closed it. Cancel-safe.
     pub(crate) async fn closed(&self) -> Option<DownReason> {
         Some(match self.connection.closed().await {
-            ConnectionError::LocallyClosed => return None,
+            ConnectionError::LocallyClosed => {
+                let is_broken = self.tunnel.as_ref().is_some_and(|it| it.broken.is_cancelled());
+                return is_broken.then(|| DownReason::Transport {
+                    reason: "the tunnel by TCP broke".to_owned(),
+                });
+            }
             ConnectionError::TimedOut => DownReason::TimedOut,
             ConnectionError::Reset => DownReason::Reset,
             ConnectionError::ApplicationClosed(close) => {
@@ -709,6 +827,17 @@ pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
             None => SocketAddr::V6(SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id())),
         },
         SocketAddr::V4(_) => addr,
+    }
+}
+
+/// Never sent (SNI is off); it only keeps the address tokens of different servers apart.
+fn server_name(expected: Option<EndpointId>, addr: SocketAddr) -> String {
+    match expected {
+        Some(id) => format!("{id}.macula"),
+        None => match addr.ip() {
+            IpAddr::V4(ip) => format!("{:08x}.any.macula", u32::from(ip)),
+            IpAddr::V6(ip) => format!("{:032x}.any.macula", u128::from(ip)),
+        },
     }
 }
 

@@ -10,7 +10,6 @@
 //! To QUIC the socket is always an IPv6 one, as the synthetic addresses are; IPv4 appears as
 //! mapped (RFC 4291 §2.5.5.2).
 
-#[cfg_attr(not(test), expect(dead_code, reason = "ways are added one by one"))]
 pub(super) mod detour;
 
 use std::collections::HashMap;
@@ -429,6 +428,8 @@ pub(super) struct MagicSocket {
     is_ipv4: bool,
     relayed: mpsc::Receiver<(SocketAddr, Bytes)>,
     magic: Arc<Magic>,
+    /// QUIC may tie paths to local addresses.
+    keeps_local: bool,
     /// Whose turn it is.
     relay_first: bool,
 }
@@ -440,7 +441,13 @@ impl MagicSocket {
         relayed: mpsc::Receiver<(SocketAddr, Bytes)>,
     ) -> io::Result<Self> {
         let is_ipv4 = udp.local_addr()?.is_ipv4();
-        Ok(Self { udp, is_ipv4, relayed, magic, relay_first: false })
+        Ok(Self { udp, is_ipv4, relayed, magic, keeps_local: false, relay_first: false })
+    }
+
+    /// Answers go out from the address that was asked, which matters to who has several. For
+    /// endpoints without links to peers.
+    pub(super) fn keeping_local(self) -> Self {
+        Self { keeps_local: true, ..self }
     }
 
     /// Sends beside QUIC.
@@ -481,8 +488,10 @@ impl MagicSocket {
     ) -> Poll<io::Result<usize>> {
         let received = std::task::ready!(self.udp.poll_recv(cx, buffers, metas))?;
         for meta in metas.iter_mut().take(received) {
-            // QUIC shall not tie paths to local addresses: it cannot open paths from one.
-            meta.dst_ip = None;
+            if !self.keeps_local {
+                // QUIC shall not tie paths to local addresses: it cannot open paths from one.
+                meta.dst_ip = None;
+            }
             if self.is_ipv4 {
                 meta.addr = mapped(meta.addr);
             } else if self.magic.owns(&meta.addr) {
@@ -571,8 +580,9 @@ impl UdpSender for MagicSender {
             // For QUIC a packet lost on the way.
             return Poll::Ready(Ok(()));
         }
-        let Transmit { ecn, contents, segment_size, .. } = *transmit;
-        let transmit = Transmit { destination, ecn, contents, segment_size, src_ip: None };
+        let Transmit { ecn, contents, segment_size, src_ip, .. } = *transmit;
+        let src_ip = src_ip.map(|ip| ip.to_canonical());
+        let transmit = Transmit { destination, ecn, contents, segment_size, src_ip };
         self.udp.as_mut().poll_send(&transmit, cx)
     }
 
