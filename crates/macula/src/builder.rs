@@ -14,7 +14,7 @@ use crate::driver::connector::{self, Connector, Progress};
 use crate::endpoint::{self, Started};
 use crate::error::{JoinError, StartError};
 use crate::event::{Event, Events};
-use crate::gateway::{GatewayAddress, KnownGateways};
+use crate::gateway::{GatewayAddress, KnownGateways, Via};
 use crate::key::load_or_create_key;
 use crate::membership::{self, GrantSource, Membership};
 use crate::node::Node;
@@ -57,6 +57,7 @@ pub struct NodeBuilder {
     connect_timeout: Duration,
     agent: Option<String>,
     strategy: Strategy,
+    via: Via,
 }
 
 impl NodeBuilder {
@@ -70,6 +71,7 @@ impl NodeBuilder {
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             agent: None,
             strategy: Strategy::default(),
+            via: Via::default(),
         }
     }
 
@@ -134,6 +136,12 @@ impl NodeBuilder {
     /// [`Strategy::Opportunistic`].
     pub fn strategy(mut self, strategy: Strategy) -> Self {
         self.strategy = strategy;
+        self
+    }
+
+    /// How gateways are reached. Default: [`Via::Auto`].
+    pub fn via(mut self, via: Via) -> Self {
+        self.via = via;
         self
     }
 
@@ -231,6 +239,7 @@ impl NodeBuilder {
         config.verifier = Some(Arc::new(GrantVerifier::new()));
         let mut settings = EndpointConfig::new(key.clone());
         (settings.peers, settings.strategy) = (peers, self.strategy);
+        settings.tunnels = self.via != Via::Udp;
         let socket = Endpoint::bind(&settings).map_err(bind_error)?;
         let Started { owner, endpoint, links } = endpoint::start(&key, config, socket)?;
         let (accepting, accepted) = (endpoint.clone(), links.clone());
@@ -238,6 +247,7 @@ impl NodeBuilder {
         let events = owner.shared.listen();
         let (sender, progress) = watch::channel(Progress::default());
         let connector = Connector {
+            via: self.via,
             shared: owner.shared.clone(),
             endpoint,
             gateways,

@@ -44,6 +44,15 @@ pub enum Event {
         /// Our address as the gateway sees it; empty when it did not say.
         observed: String,
     },
+    /// The link to the gateway was replaced by a better one, without a pause.
+    Moved {
+        /// The gateway's id.
+        peer: EndpointId,
+        /// The gateway as configured.
+        gateway: String,
+        /// Whether the link runs over TLS and TCP now.
+        is_tunnelled: bool,
+    },
     /// A gateway was not reached; the next attempt comes by itself.
     ConnectFailed {
         /// The gateway as configured.

@@ -11,6 +11,19 @@ use macula_proto::EndpointId;
 
 use crate::error::WrongKey;
 
+/// How gateways are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Via {
+    /// By UDP, and where that does not pass by TLS over TCP. Goes back to UDP by itself.
+    #[default]
+    Auto,
+    /// By UDP only.
+    Udp,
+    /// By TLS over TCP only, at port 443 or the gateway's own.
+    Tls,
+}
+
 /// Where a gateway is: `HOST:PORT` or `ENDPOINTID@HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GatewayAddress {

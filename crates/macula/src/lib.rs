@@ -123,6 +123,7 @@ pub use macula_transport::PeerError as DialPeerError;
 pub use macula_transport::{
     HandshakeLimits, HandshakeStats, PathInfo, PathKind, SecretKey, Strategy, Traffic,
 };
+pub use macula_transport::{TunnelConfig, TunnelError, TunnelStats};
 
 pub use crate::builder::NodeBuilder;
 pub use crate::call::{CallBuilder, DEFAULT_CALL_DEADLINE, DEFAULT_STREAM_DEADLINE};
@@ -131,6 +132,7 @@ pub use crate::error::{
     SubscribeError, TryPublishError, WrongKey,
 };
 pub use crate::event::{Event, Events};
+pub use crate::gateway::Via;
 pub use crate::key::{create_key, load_or_create_key};
 pub use crate::node::Node;
 pub use crate::peer::{Peer, PeerError};

@@ -2,15 +2,18 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use macula_grant::{GrantVerifier, Realm, Record};
 use macula_proto::EndpointId;
-use macula_proto::node::{Admission, Config, Role, Stats};
+use macula_proto::node::{Admission, Asker, Config, Extension, Role, Stats};
 use macula_proto::wire::message::CloseCode;
-use macula_transport::{Endpoint, EndpointConfig, HandshakeLimits, HandshakeStats, SecretKey};
+use macula_transport::{
+    Endpoint, EndpointConfig, HandshakeLimits, HandshakeStats, SecretKey, TunnelConfig,
+    TunnelError, TunnelStats,
+};
 use tokio::sync::mpsc;
 
 use crate::builder::{KeySource, bind_error, missing};
@@ -46,6 +49,7 @@ pub struct RouterBuilder {
     agent: Option<String>,
     handshake_timeout: Duration,
     handshakes: HandshakeLimits,
+    tunnels: bool,
 }
 
 impl RouterBuilder {
@@ -129,6 +133,13 @@ impl RouterBuilder {
         self
     }
 
+    /// Whether peers may come over TLS and TCP, once [`Router::listen_for_tunnels`] says where.
+    /// Default: no.
+    pub fn tunnels(mut self, tunnels: bool) -> Self {
+        self.tunnels = tunnels;
+        self
+    }
+
     /// Program and version told to peers. Default: this library's.
     pub fn agent(mut self, agent: impl Into<String>) -> Self {
         self.agent = Some(agent.into());
@@ -169,9 +180,17 @@ impl RouterBuilder {
         let mut settings = EndpointConfig::new(key.clone());
         settings.listen = Some(listen);
         settings.accept = true;
+        settings.tunnels = self.tunnels;
         settings.handshake_timeout = self.handshake_timeout;
         settings.handshakes = self.handshakes;
         settings.loading_bytes_max = config.memory_bytes_max / LOADING_SHARE;
+        let counters =
+            Arc::new(TunnelCounters { inner: config.extension.take(), endpoint: OnceLock::new() });
+        config.extension = if self.tunnels {
+            Some(Arc::clone(&counters) as Arc<dyn Extension>)
+        } else {
+            counters.inner.clone()
+        };
         let socket = Endpoint::bind(&settings).map_err(bind_error)?;
         let local_addr = socket.local_addr();
         let Started { owner, endpoint, links } = endpoint::start(&key, config, socket)?;
@@ -192,8 +211,31 @@ impl RouterBuilder {
             owner.tasks.spawn(records::keep(folder, kept, closed));
         }
         let weak = Arc::downgrade(&endpoint);
+        counters.endpoint.get_or_init(|| weak.clone());
         owner.tasks.spawn(connector::accept(owner.shared.clone(), endpoint, links));
         Ok(Router { owner, endpoint: weak, local_addr })
+    }
+}
+
+/// Tells the counters of tunnels beside what another extension tells.
+#[derive(Debug)]
+struct TunnelCounters {
+    inner: Option<Arc<dyn Extension>>,
+    endpoint: OnceLock<Weak<Endpoint>>,
+}
+
+impl Extension for TunnelCounters {
+    fn answer(&self, procedure: &str, asker: Asker) -> Option<Bytes> {
+        self.inner.as_ref()?.answer(procedure, asker)
+    }
+
+    fn counters(&self) -> Vec<(String, u64)> {
+        let mut counters = self.inner.as_ref().map(|it| it.counters()).unwrap_or_default();
+        if let Some(endpoint) = self.endpoint.get().and_then(Weak::upgrade) {
+            let named = endpoint.tunnels().named();
+            counters.extend(named.map(|(name, value)| (name.to_owned(), value)));
+        }
+        counters
     }
 }
 
@@ -223,6 +265,7 @@ impl Router {
             agent: None,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             handshakes: HandshakeLimits::default(),
+            tunnels: false,
         }
     }
 
@@ -262,6 +305,27 @@ impl Router {
     /// out, and by which limit. All zero once the router is closed.
     pub fn handshakes(&self) -> HandshakeStats {
         self.endpoint.upgrade().map(|endpoint| endpoint.handshakes()).unwrap_or_default()
+    }
+
+    /// Takes peers over TLS and TCP too, for networks that let no UDP pass; possible once, and only
+    /// with [`RouterBuilder::tunnels`]. Returns the addresses.
+    ///
+    /// # Errors
+    /// See [`TunnelError`]; none is taken then.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O and time.
+    pub fn listen_for_tunnels(
+        &self,
+        config: &TunnelConfig,
+    ) -> Result<Vec<SocketAddr>, TunnelError> {
+        let endpoint = self.endpoint.upgrade().ok_or(TunnelError::Unusable)?;
+        endpoint.listen_for_tunnels(config)
+    }
+
+    /// What became of those who came over TLS and TCP.
+    pub fn tunnels(&self) -> TunnelStats {
+        self.endpoint.upgrade().map(|endpoint| endpoint.tunnels()).unwrap_or_default()
     }
 
     /// What happens to it from now on.

@@ -18,6 +18,8 @@ pub struct Status {
     pub uptime: Duration,
     /// The gateway that a leaf is connected to, as configured; `None` while it is not.
     pub gateway: Option<String>,
+    /// Whether the link to it runs over TLS and TCP, as where UDP does not pass.
+    pub is_tunnelled: bool,
     /// Links whose handshake is done.
     pub links: Vec<LinkStatus>,
     /// The paths of links to peers, gateways apart.

@@ -7,9 +7,10 @@ use macula_proto::EndpointId;
 use macula_proto::wire::message::CloseCode;
 
 use crate::call::CallBuilder;
-use crate::error::CallError;
+use crate::error::{CallError, Closed};
 use crate::event::Events;
-use crate::shared::{CloseCommand, Owner};
+use crate::shared::{CloseCommand, Command, Owner};
+use crate::status::Status;
 use crate::turn::NatServices;
 
 /// What [`Visitor::close`] gives to what has begun.
@@ -53,6 +54,17 @@ impl Visitor {
     /// Dropping the future changes nothing.
     pub async fn nat_services(&self) -> Result<NatServices, CallError> {
         NatServices::ask(&self.owner).await
+    }
+
+    /// What the endpoint is connected to and has done.
+    ///
+    /// # Errors
+    /// When the endpoint is closed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn status(&self) -> Result<Status, Closed> {
+        self.owner.shared.ask(|answer| Command::Status { answer }).await
     }
 
     /// What happens to the endpoint from now on.

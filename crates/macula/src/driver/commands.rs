@@ -191,6 +191,7 @@ impl Driver {
             role: self.shared.role,
             uptime: self.shared.clock.now() - Time::START,
             gateway: self.gateway.clone(),
+            is_tunnelled: self.gateway_link.is_some_and(|(_, is_tunnelled)| is_tunnelled),
             links,
             realms: realms.collect(),
             stats: self.node.stats().clone(),

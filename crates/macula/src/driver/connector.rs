@@ -1,5 +1,8 @@
 //! Links to gateways come from here: dialling, failing over, dialling again; and, on a router,
 //! accepting.
+//!
+//! By UDP if it can be had: where it does not pass, a gateway is reached by a tunnel, over TLS and TCP,
+//! and left for UDP as soon as that passes again.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,13 +11,13 @@ use std::time::Duration;
 use macula_proto::EndpointId;
 use macula_proto::wire::message::CloseCode;
 use macula_transport::{Backoff, Connected, DialError, Endpoint, Target};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use super::{LinkEnd, NewLink, Origin};
 use crate::error::WrongKey;
 use crate::event::Event;
-use crate::gateway::{GatewayAddress, KnownGateways};
+use crate::gateway::{GatewayAddress, KnownGateways, Via};
 use crate::shared::Shared;
 
 /// What the first attempt at a gateway may take; doubles with every failure. Short, because a
@@ -22,6 +25,19 @@ use crate::shared::Shared;
 const ATTEMPT_TIMEOUT_FIRST: Duration = Duration::from_secs(1);
 /// No attempt takes longer than this.
 const ATTEMPT_TIMEOUT_MAX: Duration = Duration::from_secs(10);
+/// A tunnel is tried as well when UDP has brought no answer for so long.
+const TUNNEL_AFTER: Duration = Duration::from_millis(600);
+/// A tunnel takes some round trips more than UDP, so an attempt gets this at least.
+const TUNNEL_TIMEOUT_MIN: Duration = Duration::from_secs(4);
+/// Where a tunnel was needed, it is tried at once for so long.
+const UDP_BLOCKED_FOR: Duration = Duration::from_secs(600);
+/// On a tunnel, UDP is tried again after this; the pause doubles.
+const UDP_RETRY_FIRST: Duration = Duration::from_secs(5);
+const UDP_RETRY_MAX: Duration = Duration::from_secs(600);
+/// What such an attempt may take.
+const UDP_RETRY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Beside the gateway's own port number: the one that firewalls pass.
+const WEB_PORT: u16 = 443;
 /// A link that lived so long has proved to work.
 const PROVEN_AFTER: Duration = Duration::from_secs(2);
 
@@ -44,6 +60,7 @@ pub(crate) struct Connector {
     pub(crate) links: mpsc::Sender<NewLink>,
     pub(crate) progress: watch::Sender<Progress>,
     pub(crate) seed: u64,
+    pub(crate) via: Via,
 }
 
 /// A gateway in the list.
@@ -54,6 +71,10 @@ struct Candidate {
     not_before: Option<Instant>,
     /// It has shown a wrong key: never again.
     is_barred: bool,
+    /// It was reached by a tunnel only; holds until then.
+    udp_blocked_until: Option<Instant>,
+    /// The next pause before UDP is tried again.
+    udp_pause: Duration,
 }
 
 /// Why an attempt failed.
@@ -70,10 +91,8 @@ impl Connector {
     }
 
     async fn keep_connected(mut self) {
-        let mut candidates: Vec<Candidate> = std::mem::take(&mut self.gateways)
-            .into_iter()
-            .map(|address| Candidate { address, not_before: None, is_barred: false })
-            .collect();
+        let mut candidates: Vec<Candidate> =
+            std::mem::take(&mut self.gateways).into_iter().map(Candidate::new).collect();
         let mut backoff = Backoff::new(self.seed);
         let mut attempt_timeout = ATTEMPT_TIMEOUT_FIRST;
         let mut next = 0;
@@ -83,9 +102,9 @@ impl Connector {
             if let Some(not_before) = candidate.not_before.take() {
                 tokio::time::sleep_until(not_before).await;
             }
-            match self.connect(&candidate.address, attempt_timeout).await {
+            match self.connect(candidate, attempt_timeout).await {
                 Ok(connected) => {
-                    let Some(end) = self.hand_over(connected, &candidate.address).await else {
+                    let Some(end) = self.hold(connected, candidate).await else {
                         return;
                     };
                     if end.was_ready && end.lived >= PROVEN_AFTER {
@@ -135,38 +154,84 @@ impl Connector {
         }
     }
 
-    /// Gives a link to the driver and waits for its end; `None` when the driver has ended.
-    async fn hand_over(&self, connected: Connected, address: &GatewayAddress) -> Option<LinkEnd> {
+    /// Keeps a link, and moves from a tunnel to UDP when that passes; returns the end of the last.
+    /// `None` when the driver has ended.
+    async fn hold(&mut self, first: Connected, candidate: &mut Candidate) -> Option<LinkEnd> {
+        let mut is_tunnelled = first.is_tunnelled();
+        candidate.reached(is_tunnelled);
+        let mut end = self.hand_over(first, &candidate.address).await?;
+        loop {
+            if !is_tunnelled || self.via != Via::Auto {
+                return end.await.ok();
+            }
+            let by_udp = tokio::select! {
+                biased;
+                ended = &mut end => return ended.ok(),
+                by_udp = self.retry_udp(candidate) => by_udp,
+            };
+            let mut new_end = self.hand_over(by_udp, &candidate.address).await?;
+            // The node attaches to the new link when its handshake is done, and closes the old one.
+            tokio::select! {
+                biased;
+                _failed = &mut new_end => {}
+                _replaced = &mut end => {
+                    candidate.reached(false);
+                    (end, is_tunnelled) = (new_end, false);
+                }
+            }
+        }
+    }
+
+    /// Gives a link to the driver, which will tell its end; `None` when the driver has ended.
+    async fn hand_over(
+        &self,
+        connected: Connected,
+        address: &GatewayAddress,
+    ) -> Option<oneshot::Receiver<LinkEnd>> {
         let (ended, end) = oneshot::channel();
         let origin = Origin::Dialled { gateway: address.to_string(), ended };
         self.links.send(NewLink { connected, origin }).await.ok()?;
-        end.await.ok()
+        Some(end)
+    }
+
+    /// Tries UDP again and again until a gateway that a tunnel reaches answers.
+    async fn retry_udp(&mut self, candidate: &mut Candidate) -> Connected {
+        loop {
+            tokio::time::sleep(candidate.udp_pause).await;
+            candidate.udp_pause = (candidate.udp_pause * 2).min(UDP_RETRY_MAX);
+            let Ok(addrs) = resolve(&candidate.address, UDP_RETRY_TIMEOUT).await else { continue };
+            let expect = self.known.expected(&candidate.address);
+            let dialled = by_udp(&self.endpoint, Target { expect, addrs }, UDP_RETRY_TIMEOUT).await;
+            let Ok(Ok(connected)) = dialled else { continue };
+            match self.check_key(&candidate.address, connected) {
+                Ok(connected) => return connected,
+                Err(_) => tracing::warn!(gateway = %candidate.address, "another key by UDP"),
+            }
+        }
     }
 
     /// Reaches a gateway at any of its addresses and checks its key.
     async fn connect(
         &mut self,
-        address: &GatewayAddress,
+        candidate: &Candidate,
         time: Duration,
     ) -> Result<Connected, AttemptError> {
+        let address = &candidate.address;
         let failed = |text: String| AttemptError::Failed(text);
-        let addrs: Vec<SocketAddr> = timeout(time, tokio::net::lookup_host(&address.host_port))
-            .await
-            .map_err(|_| failed("the name was not resolved in time".to_owned()))?
-            .map_err(|error| failed(format!("the name is not resolved: {error}")))?
-            .collect();
+        let addrs = resolve(address, time).await.map_err(failed)?;
         // Every dial expects the key that is known; only the first ever trusts what it finds.
-        let expect = self.known.expected(address);
-        let target = Target { expect, addrs };
-        let dialled = timeout(time, self.endpoint.dial(&target))
-            .await
-            .map_err(|_| failed(format!("no answer within {time:?}")))?;
-        match dialled {
+        let target = Target { expect: self.known.expected(address), addrs };
+        let endpoint = &self.endpoint;
+        let dialled = match self.via {
+            Via::Udp => by_udp(endpoint, target, time).await,
+            Via::Tls => by_tunnel(endpoint, address, target, time).await,
+            Via::Auto => by_either(endpoint, candidate, target, time).await,
+        };
+        match dialled.map_err(failed)? {
             Ok(connected) => self.check_key(address, connected),
-            Err(DialError::WrongKey { expected, found, .. }) => {
+            Err((expected, found)) => {
                 Err(AttemptError::WrongKey(self.known.wrong_key(address, expected, Some(found))))
             }
-            Err(error) => Err(failed(error.to_string())),
         }
     }
 
@@ -195,6 +260,104 @@ impl Connector {
 
     fn note_failure(&self, reason: String) {
         self.progress.send_modify(|progress| progress.last_failure = Some(reason));
+    }
+}
+
+impl Candidate {
+    fn new(address: GatewayAddress) -> Self {
+        Self {
+            address,
+            not_before: None,
+            is_barred: false,
+            udp_blocked_until: None,
+            udp_pause: UDP_RETRY_FIRST,
+        }
+    }
+
+    /// Remembers whether UDP passes.
+    fn reached(&mut self, is_tunnelled: bool) {
+        self.udp_blocked_until = is_tunnelled.then(|| Instant::now() + UDP_BLOCKED_FOR);
+    }
+
+    fn is_udp_blocked(&self) -> bool {
+        self.udp_blocked_until.is_some_and(|until| Instant::now() < until)
+    }
+}
+
+/// A link, or the key that was expected and the one found; or what else went wrong.
+type Dialled = Result<Result<Connected, (EndpointId, EndpointId)>, String>;
+
+async fn resolve(address: &GatewayAddress, time: Duration) -> Result<Vec<SocketAddr>, String> {
+    let found = timeout(time, tokio::net::lookup_host(&address.host_port)).await;
+    let found = found.map_err(|_| "the name was not resolved in time".to_owned())?;
+    Ok(found.map_err(|error| format!("the name is not resolved: {error}"))?.collect())
+}
+
+async fn by_udp(endpoint: &Endpoint, target: Target, time: Duration) -> Dialled {
+    let dialled = timeout(time, endpoint.dial(&target)).await;
+    read(dialled.map_err(|_elapsed| format!("no answer within {time:?}"))?)
+}
+
+/// By TLS over TCP: at the port of the web first, as a firewall that stops UDP mostly stops all others.
+async fn by_tunnel(
+    endpoint: &Endpoint,
+    address: &GatewayAddress,
+    target: Target,
+    time: Duration,
+) -> Dialled {
+    let time = time.max(TUNNEL_TIMEOUT_MIN);
+    let host = address.host_port.rsplit_once(':').map_or("", |(host, _)| host);
+    let web = target.addrs.iter().map(|addr| SocketAddr::new(addr.ip(), WEB_PORT));
+    let addrs = web.chain(target.addrs.iter().copied()).collect();
+    let target = Target { addrs, ..target };
+    let dialled = timeout(time, endpoint.dial_tunnel(&target, host)).await;
+    read(dialled.map_err(|_elapsed| format!("no answer within {time:?}"))?)
+}
+
+fn read(dialled: Result<Connected, DialError>) -> Dialled {
+    match dialled {
+        Ok(connected) => Ok(Ok(connected)),
+        Err(DialError::WrongKey { expected, found, .. }) => Ok(Err((expected, found))),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// By UDP, and when that does not answer soon by a tunnel as well; the first answer counts.
+async fn by_either(
+    endpoint: &Endpoint,
+    candidate: &Candidate,
+    target: Target,
+    time: Duration,
+) -> Dialled {
+    let udp_failed = Notify::new();
+    let udp = by_udp(endpoint, target.clone(), time);
+    let tunnel = async {
+        if !candidate.is_udp_blocked() {
+            // Not awaited longer when it is clear before.
+            timeout(TUNNEL_AFTER, udp_failed.notified()).await.ok();
+        }
+        by_tunnel(endpoint, &candidate.address, target, time).await
+    };
+    tokio::pin!(udp, tunnel);
+    let (mut udp_error, mut tunnel_error) = (None, None);
+    loop {
+        tokio::select! {
+            biased;
+            dialled = &mut udp, if udp_error.is_none() => match dialled {
+                Err(error) => {
+                    udp_error = Some(error);
+                    udp_failed.notify_one();
+                }
+                dialled => return dialled,
+            },
+            dialled = &mut tunnel, if tunnel_error.is_none() => match dialled {
+                Err(error) => tunnel_error = Some(error),
+                dialled => return dialled,
+            },
+        }
+        if let (Some(udp), Some(tunnel)) = (&udp_error, &tunnel_error) {
+            return Err(format!("{udp}; by TLS over TCP: {tunnel}"));
+        }
     }
 }
 
@@ -241,9 +404,9 @@ mod tests {
         specs
             .iter()
             .map(|(is_barred, seconds)| Candidate {
-                address: "gw:1".parse().unwrap(),
                 not_before: seconds.map(|seconds| now + Duration::from_secs(seconds)),
                 is_barred: *is_barred,
+                ..Candidate::new("gw:1".parse().unwrap())
             })
             .collect()
     }

@@ -260,6 +260,12 @@ impl Driver {
                 let gateway = gateway.clone();
                 self.endpoint.relay_through(&link.transport);
                 self.gateway = Some(gateway.clone());
+                let is_tunnelled = link.transport.is_tunnelled();
+                let before = self.gateway_link.replace((id, is_tunnelled));
+                if before.is_some() {
+                    // Nothing was lost in between.
+                    return self.shared.emit(Event::Moved { peer, gateway, is_tunnelled });
+                }
                 self.shared.emit(if std::mem::replace(&mut self.was_connected, true) {
                     Event::Reconnected { peer, gateway, observed }
                 } else {
@@ -276,8 +282,11 @@ impl Driver {
                 self.shared.emit(Event::PeerDisconnected { peer, reason })
             }
             Origin::Dialled { gateway, .. } => {
+                if self.gateway_link.is_some_and(|(used, _)| used != id) {
+                    return;
+                }
                 let gateway = gateway.clone();
-                self.gateway = None;
+                (self.gateway, self.gateway_link) = (None, None);
                 self.shared.emit(Event::Disconnected { peer, gateway, reason });
             }
         }

@@ -66,6 +66,8 @@ pub(crate) struct Driver {
     next_link: u64,
     /// The gateway that a leaf is connected to.
     gateway: Option<String>,
+    /// The link to it, and whether that runs in a tunnel.
+    gateway_link: Option<(LinkId, bool)>,
     /// A gateway was connected before, so the next time is a reconnection.
     was_connected: bool,
     realms: HashMap<RealmId, RealmEntry>,
@@ -152,6 +154,7 @@ impl Driver {
             links: HashMap::new(),
             next_link: 1,
             gateway: None,
+            gateway_link: None,
             was_connected: false,
             realms: HashMap::new(),
             subscriptions: HashMap::new(),

@@ -12,3 +12,4 @@ mod restart;
 mod rpc;
 mod streaming;
 mod support;
+mod tunnel;
