@@ -124,6 +124,27 @@ pub(crate) struct ConnectArgs {
     /// Give up connecting after this
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub(crate) connect_timeout: Duration,
+    /// How to reach the gateway: by UDP, by TLS over TCP, or by whichever works, UDP first
+    #[arg(long, env = "MACULA_VIA", value_name = "VIA", default_value = "auto")]
+    pub(crate) via: ViaArg,
+}
+
+/// How to reach a gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ViaArg {
+    Auto,
+    Udp,
+    Tls,
+}
+
+impl From<ViaArg> for macula::Via {
+    fn from(via: ViaArg) -> Self {
+        match via {
+            ViaArg::Auto => Self::Auto,
+            ViaArg::Udp => Self::Udp,
+            ViaArg::Tls => Self::Tls,
+        }
+    }
 }
 
 /// The realm to work in.
@@ -191,6 +212,19 @@ pub(crate) struct GatewayArgs {
     /// authentication: open realms only, unless the configuration names a guarded one for them
     #[arg(long, env = "MACULA_V07_LISTEN", value_name = "ADDR:PORT")]
     pub(crate) v07_listen: Option<std::net::SocketAddr>,
+    /// Take no peers over TLS and TCP
+    #[arg(long)]
+    pub(crate) no_tunnel: bool,
+    /// TCP address for peers whose networks let no UDP pass; may be repeated. They try port 443 and
+    /// the gateway's own (default: the gateway's address and port)
+    #[arg(
+        long,
+        env = "MACULA_TUNNEL_LISTEN",
+        value_name = "ADDR:PORT",
+        value_delimiter = ',',
+        conflicts_with = "no_tunnel"
+    )]
+    pub(crate) tunnel_listen: Vec<std::net::SocketAddr>,
     /// Print the commented default configuration and exit
     #[arg(long)]
     pub(crate) print_config: bool,

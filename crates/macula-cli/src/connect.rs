@@ -73,6 +73,15 @@ impl Asker {
         }
     }
 
+    /// Whether the gateway is reached over TLS and TCP.
+    pub(crate) async fn is_tunnelled(&self) -> bool {
+        let status = match self {
+            Self::Visitor(visitor) => visitor.status().await,
+            Self::Member(node, _) => node.status().await,
+        };
+        status.is_ok_and(|status| status.is_tunnelled)
+    }
+
     /// Says goodbye.
     pub(crate) async fn close(self) {
         match self {
@@ -86,6 +95,7 @@ fn builder(gateway: &GatewayAddress, args: &ConnectArgs) -> Result<NodeBuilder, 
     let mut builder = Node::builder()
         .gateway(gateway.to_string())
         .connect_timeout(args.connect_timeout)
+        .via(args.via.into())
         .agent(concat!("macula-cli/", env!("CARGO_PKG_VERSION")));
     if let Some(path) = &args.key {
         builder = builder.key(client_key(path)?);
@@ -213,6 +223,10 @@ fn told(event: &Event) -> Told {
     match event {
         Event::Disconnected { gateway, reason, .. } => {
             Told::Note(format!("lost gateway {gateway} ({reason}); trying again"))
+        }
+        Event::Moved { gateway, is_tunnelled, .. } => {
+            let way = if *is_tunnelled { "TLS over TCP" } else { "UDP" };
+            Told::Note(format!("gateway {gateway} is reached by {way} now"))
         }
         Event::Reconnected { gateway, .. } => Told::Note(format!("gateway {gateway} is back")),
         Event::WrongKey(wrong) => Told::Fatal(known::wrong_key(wrong)),

@@ -51,6 +51,8 @@ pub struct GatewayConfig {
     pub turn: TurnConfig,
     /// The door for v0.7 clients.
     pub v07: V07Config,
+    /// The way in for peers whose networks let no UDP pass.
+    pub tunnel: Tunnel,
     /// What happens on SIGTERM.
     pub drain: Drain,
 }
@@ -175,6 +177,45 @@ pub struct Quotas {
     pub sessions_detached_max: usize,
 }
 
+/// Tunnels: peers whose networks let no UDP pass come over TLS and TCP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Tunnel {
+    /// Whether they may. Default: yes.
+    pub enabled: bool,
+    /// TCP addresses to listen on. Peers try port 443, which firewalls mostly let pass, and the
+    /// port number that the gateway has by UDP: others are not found. Default: none is named, and
+    /// then it is the gateway's own address and port by TCP; if another program has it, the gateway
+    /// goes on without.
+    pub listen: Vec<SocketAddr>,
+    /// PEM file of the certificate that is shown to firewalls that look at it. Default: one that is
+    /// made at the start. Peers do not look at it: the gateway's key is proved inside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
+    /// Tunnels at once. Default 4,096; 1 to 4,096. Each may hold some 300 KiB when its peer is slow.
+    pub tunnels_max: usize,
+    /// Tunnels from one IPv4 address or IPv6 /64 at once. Default 256; 1 to 4,096. Too small: not all
+    /// peers of one office come in.
+    pub tunnels_per_source_max: usize,
+}
+
+impl Default for Tunnel {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            listen: Vec::new(),
+            tls_cert: None,
+            tls_key: None,
+            tunnels_max: 4_096,
+            tunnels_per_source_max: 256,
+        }
+    }
+}
+
 /// Draining: on SIGTERM the gateway refuses new work, tells its peers, and ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -200,6 +241,7 @@ impl Default for GatewayConfig {
             quotas: Quotas::default(),
             turn: TurnConfig::default(),
             v07: V07Config::default(),
+            tunnel: Tunnel::default(),
             drain: Drain::default(),
         }
     }
@@ -379,6 +421,16 @@ impl GatewayConfig {
         }
         self.turn.check()?;
         self.v07.check(&self.realms)?;
+        let tunnel = &self.tunnel;
+        check_count("tunnel.tunnels_max", tunnel.tunnels_max, 1, 4_096)?;
+        check_count("tunnel.tunnels_per_source_max", tunnel.tunnels_per_source_max, 1, 4_096)?;
+        if tunnel.tls_cert.is_some() != tunnel.tls_key.is_some() {
+            return Err(ConfigError::Range {
+                field: "tunnel.tls_cert",
+                value: "one of two files".to_owned(),
+                range: "tunnel.tls_cert and tunnel.tls_key go together".to_owned(),
+            });
+        }
         let drain = &self.drain;
         check_span("drain.reconnect_window", drain.reconnect_window, Duration::ZERO, minutes)?;
         check_span("drain.timeout", drain.timeout, Duration::from_millis(100), minutes)?;

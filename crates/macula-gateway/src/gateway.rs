@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use macula::{
     CoreConfig, EndpointId, Event, Events, HandshakeLimits, HandshakeStats, KeyFileError, Router,
-    StartError,
+    StartError, TunnelConfig, TunnelError,
 };
 use macula_proto::node::{Asker, Extension};
 
@@ -64,6 +64,9 @@ pub enum GatewayError {
     /// The door for v0.7 clients does not open.
     #[error(transparent)]
     V07(#[from] V07Error),
+    /// Tunnels cannot be taken where they shall.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
     /// Anything else that the library says.
     #[error(transparent)]
     Start(StartError),
@@ -89,6 +92,10 @@ impl GatewayError {
             }
             Self::Turn(_) => "choose another address with `turn.listen`, or start with --no-turn",
             Self::V07(_) => "choose another address with `v07.listen`, or leave it out",
+            Self::Tunnel(_) => {
+                "choose other addresses with --tunnel-listen, or start with --no-tunnel; ports below \
+                 1024 need privileges"
+            }
             Self::Start(_) => "--log debug tells more",
         }
     }
@@ -100,6 +107,7 @@ pub struct Gateway {
     router: Router,
     turn: Option<Turn>,
     v07: Option<V07>,
+    tunnels: Vec<SocketAddr>,
     config: GatewayConfig,
     key_path: PathBuf,
 }
@@ -125,6 +133,7 @@ impl Gateway {
         let extension: Arc<dyn Extension> = Arc::new(Extensions(extensions.collect()));
         let agent = concat!("macula-gateway/", env!("CARGO_PKG_VERSION"));
         let mut builder = Router::builder().listen(listen).key(key).agent(agent);
+        builder = builder.tunnels(config.tunnel.enabled);
         if config.realms.is_empty() {
             builder = builder.any_open_realm();
         }
@@ -141,10 +150,11 @@ impl Gateway {
             .handshake_timeout(config.limits.handshake_timeout)
             .handshakes(|handshakes| set_handshakes(handshakes, &config));
         let router = builder.start().await.map_err(GatewayError::Start)?;
+        let tunnels = listen_for_tunnels(&router, &config)?;
         if let Some(v07) = &v07 {
             v07.run(&router);
         }
-        Ok(Self { router, turn, v07, config, key_path })
+        Ok(Self { router, turn, v07, tunnels, config, key_path })
     }
 
     /// The gateway's id, which peers pin.
@@ -165,6 +175,11 @@ impl Gateway {
     /// The door for v0.7 clients, if it is open.
     pub fn v07(&self) -> Option<&V07> {
         self.v07.as_ref()
+    }
+
+    /// Where it listens for peers that come over TLS and TCP.
+    pub fn tunnels(&self) -> &[SocketAddr] {
+        &self.tunnels
     }
 
     /// Addresses that peers can dial: the one listened at, or, when that is "all", loopback and
@@ -270,6 +285,30 @@ impl Extension for Extensions {
 
     fn counters(&self) -> Vec<(String, u64)> {
         self.0.iter().flat_map(|extension| extension.counters()).collect()
+    }
+}
+
+/// Takes peers over TLS and TCP; without addresses of its own in the configuration, if that can be.
+fn listen_for_tunnels(
+    router: &Router,
+    config: &GatewayConfig,
+) -> Result<Vec<SocketAddr>, GatewayError> {
+    let tunnel = &config.tunnel;
+    if !tunnel.enabled {
+        return Ok(Vec::new());
+    }
+    let is_default = tunnel.listen.is_empty();
+    let listen = if is_default { vec![router.local_addr()] } else { tunnel.listen.clone() };
+    let mut settings = TunnelConfig::new(listen);
+    settings.certificate = tunnel.tls_cert.clone().zip(tunnel.tls_key.clone());
+    settings.tunnels_max = tunnel.tunnels_max;
+    settings.per_source_max = tunnel.tunnels_per_source_max;
+    match router.listen_for_tunnels(&settings) {
+        Err(error @ TunnelError::Listen { .. }) if is_default => {
+            tracing::warn!(%error, "no way in over TCP; `tunnel.listen` takes another address");
+            Ok(Vec::new())
+        }
+        listens => Ok(listens?),
     }
 }
 

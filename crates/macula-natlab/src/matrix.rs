@@ -25,6 +25,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Where the gateway listens.
 const PORT: u16 = 4433;
 
+/// Where it listens by TCP beside that.
+const WEB_PORT: u16 = 443;
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -97,7 +100,17 @@ impl Gateway {
         stop: &Stop,
     ) -> Result<Self, LabError> {
         let listen = format!("[::]:{PORT}");
-        let arguments = ["gateway", "--json", "--until-stdin-closes", "--listen", &listen];
+        // By TCP also where the firewalls of offices let it pass.
+        let tunnels = format!("{listen},[::]:{WEB_PORT}");
+        let arguments = [
+            "gateway",
+            "--json",
+            "--until-stdin-closes",
+            "--listen",
+            &listen,
+            "--tunnel-listen",
+            &tunnels,
+        ];
         let mut program = Program::start(
             subject,
             "the gateway",

@@ -20,8 +20,8 @@ use crate::rules::ECHO_PORT;
 
 /// Both ports of each observer.
 const PORTS: [u16; 2] = [3478, 3479];
-/// TCP of the observers, for hosts without UDP.
-const WEB_PORT: u16 = 443;
+/// TCP of the observers, for hosts without UDP; 443 is the gateway's.
+const WEB_PORT: u16 = 80;
 /// An answer that has not come by then does not come, beyond the longest delay.
 const WAIT: Duration = Duration::from_millis(250);
 /// Questions are repeated so often before silence counts.

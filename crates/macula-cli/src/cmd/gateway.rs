@@ -63,6 +63,12 @@ fn effective(args: &GatewayArgs) -> Result<GatewayConfig, Failure> {
     if let Some(listen) = args.v07_listen {
         config.v07.listen = Some(listen);
     }
+    if args.no_tunnel {
+        config.tunnel.enabled = false;
+    }
+    if !args.tunnel_listen.is_empty() {
+        config.tunnel.listen.clone_from(&args.tunnel_listen);
+    }
     if !args.realm.is_empty() {
         config.realms.clone_from(&args.realm);
     }
@@ -110,12 +116,13 @@ fn announce(args: &GatewayArgs, gateway: &Gateway) -> Result<(), Failure> {
     let addrs = gateway.dial_addrs();
     let turn = gateway.turn().and_then(Turn::local_addr);
     let v07 = gateway.v07();
+    let tunnels: Vec<String> = gateway.tunnels().iter().map(ToString::to_string).collect();
     if args.json {
         let addrs: Vec<String> = addrs.iter().map(ToString::to_string).collect();
         out::json(&json!({
             "event": "listening", "id": id.to_string(), "addr": local.to_string(),
             "dial": addrs, "realms": config.realms, "any_open_realm": config.realms.is_empty(),
-            "turn": turn.map(|it| it.to_string()),
+            "turn": turn.map(|it| it.to_string()), "tunnel": tunnels,
             "v07": v07.map(|it| it.local_addr().to_string()), "pid": std::process::id(),
         }))?;
         return Ok(());
@@ -139,6 +146,9 @@ fn announce(args: &GatewayArgs, gateway: &Gateway) -> Result<(), Failure> {
         let loud =
             "clients of v0.7 have NO authentication: whoever reaches that port may be anybody.";
         field("", &paint.yellow(loud));
+    }
+    if !tunnels.is_empty() {
+        field("tunnel", &format_args!("{} (TLS over TCP, for who has no UDP)", tunnels.join(", ")));
     }
     field("key file", &gateway.key_path().display());
     let realm = match config.realms.as_slice() {

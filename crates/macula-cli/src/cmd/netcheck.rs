@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use macula::{CallError, Node};
+use macula::{CallError, Node, Via};
 use macula_gateway::turn::DEFAULT_PORT;
 use macula_nat::address::canonical;
 use macula_nat::report::{Check, CheckConfig, Patience, Report, Socket, StunServer};
@@ -35,8 +35,12 @@ pub(crate) async fn run(args: NetcheckArgs) -> Result<(), Failure> {
     }
     let mut gateways = Vec::new();
     let mut servers = Vec::new();
+    // Whether TLS over TCP reaches a gateway.
+    let mut tls = None;
     for gateway in &args.gateway {
-        let asked = ask(gateway, &args).await;
+        let (asked, by_tls) =
+            tokio::join!(ask(gateway, Via::Auto, &args), ask(gateway, Via::Tls, &args));
+        tls = Some(by_tls.is_ok() || tls == Some(true));
         match &asked {
             Ok((_, Some((host, port, other_port)))) => {
                 servers.extend(resolve(host, *port, *other_port).await);
@@ -45,7 +49,7 @@ pub(crate) async fn run(args: NetcheckArgs) -> Result<(), Failure> {
             // It could not say where its STUN server is; if that is not there either, we know why.
             Err(_) => servers.extend(resolve(&gateway.host, DEFAULT_PORT, None).await),
         }
-        gateways.push((gateway, asked));
+        gateways.push((gateway, asked, by_tls));
     }
     for server in &args.stun {
         let (host, port) = split(server)?;
@@ -55,17 +59,22 @@ pub(crate) async fn run(args: NetcheckArgs) -> Result<(), Failure> {
         }
         servers.extend(found);
     }
-    let report = check(servers).await?;
+    let mut report = check(servers).await?;
+    report.tls_works = tls;
     if args.json { out::json(&as_json(&gateways, &report)) } else { human(&gateways, &report) }
 }
 
 /// What a gateway said: how long it took, and where its STUN server is.
 type Asked = Result<(Duration, Option<(String, u16, Option<u16>)>), String>;
 
-async fn ask(gateway: &GatewayAddress, args: &NetcheckArgs) -> Asked {
+/// A gateway and what it said, by whichever way worked and by TLS over TCP.
+type Gateways<'a> = [(&'a GatewayAddress, Asked, Asked)];
+
+async fn ask(gateway: &GatewayAddress, via: Via, args: &NetcheckArgs) -> Asked {
     let mut builder = Node::builder()
         .gateway(gateway.to_string())
         .connect_timeout(args.connect_timeout)
+        .via(via)
         .agent(concat!("macula-cli/", env!("CARGO_PKG_VERSION")));
     if gateway.id.is_none() {
         builder = builder.known_gateways(known::file_of_user().map_err(|e| e.what)?);
@@ -179,12 +188,13 @@ async fn receive(
     }
 }
 
-fn as_json(gateways: &[(&GatewayAddress, Asked)], report: &Report) -> Value {
+fn as_json(gateways: &Gateways<'_>, report: &Report) -> Value {
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-    let gateways = gateways.iter().map(|(gateway, asked)| match asked {
+    let gateways = gateways.iter().map(|(gateway, asked, by_tls)| match asked {
         Ok((took, stun)) => json!({
             "gateway": gateway.to_string(), "ok": true, "us": micros(*took),
             "stun": stun.is_some(),
+            "tls_us": by_tls.as_ref().ok().map(|(took, _)| micros(*took)),
         }),
         Err(error) => json!({"gateway": gateway.to_string(), "ok": false, "message": error}),
     });
@@ -198,6 +208,7 @@ fn as_json(gateways: &[(&GatewayAddress, Asked)], report: &Report) -> Value {
         "gateways": gateways.collect::<Vec<_>>(),
         "stun": servers.collect::<Vec<_>>(),
         "udp_blocked": report.udp_blocked,
+        "tls_works": report.tls_works,
         "local": report.local.map(|it| it.to_string()),
         "mapped": report.mapped.map(|it| it.to_string()),
         "mapping": report.mapping.map(|it| it.as_str()),
@@ -213,8 +224,8 @@ fn as_json(gateways: &[(&GatewayAddress, Asked)], report: &Report) -> Value {
     })
 }
 
-fn human(gateways: &[(&GatewayAddress, Asked)], report: &Report) -> Result<(), Failure> {
-    for (gateway, asked) in gateways {
+fn human(gateways: &Gateways<'_>, report: &Report) -> Result<(), Failure> {
+    for (gateway, asked, by_tls) in gateways {
         let host = gateway.host_port();
         match asked {
             Ok((took, stun)) => {
@@ -223,6 +234,15 @@ fn human(gateways: &[(&GatewayAddress, Asked)], report: &Report) -> Result<(), F
                 out::line(format_args!("gateway     {host} in {took}{without}"))?;
             }
             Err(error) => out::line(format_args!("gateway     {host}: {error}"))?,
+        }
+        match by_tls {
+            Ok((took, _)) => {
+                let took = out::human_duration(*took);
+                out::line(format_args!("by TLS      {host} in {took}"))?;
+            }
+            // The reason is above.
+            Err(_) if asked.is_err() => {}
+            Err(error) => out::line(format_args!("by TLS      {host}: {error}"))?,
         }
     }
     for server in &report.servers {

@@ -40,6 +40,10 @@ pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
         Some(peer) => peer.short(),
         None => gateway.host_port(),
     };
+    let is_tunnelled = asker.is_tunnelled().await;
+    if is_tunnelled && !args.json {
+        out::note(format_args!("the gateway is reached by TLS over TCP"));
+    }
     let mut times = Vec::new();
     let mut failure = None;
     for number in 1..=args.count {
@@ -63,7 +67,8 @@ pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
             Ok(_) => times.push(elapsed),
             Err(error) => failure = Some(error.clone()),
         }
-        report(&args, &name, number, answer.map(|_| elapsed))?;
+        let via = if is_tunnelled { "tls" } else { "udp" };
+        report(&args, &name, number, via, answer.map(|_| elapsed))?;
     }
     asker.close().await;
     if !args.json {
@@ -119,7 +124,11 @@ async fn until_direct(
                 let rtt = out::human_duration(rtt);
                 out::line(format_args!("{name}: {number} in {rtt}, {way}"))?;
             }
-            (Err(error), _) => report(args, &name, number, Err(error))?,
+            (Err(error), _) => {
+                let via = node.status().await.is_ok_and(|it| it.is_tunnelled);
+                let via = if via { "tls" } else { "udp" };
+                report(args, &name, number, via, Err(error))?;
+            }
         }
         if is_direct {
             return Ok(());
@@ -146,17 +155,22 @@ fn report(
     args: &PingArgs,
     name: &str,
     number: u32,
+    gateway_via: &str,
     answer: Result<Duration, CallError>,
 ) -> Result<(), Failure> {
     match (answer, args.json) {
         (Ok(elapsed), true) => {
-            out::json(&json!({"ok": true, "number": number, "us": elapsed.as_micros() as u64}))
+            let us = elapsed.as_micros() as u64;
+            out::json(&json!({"ok": true, "number": number, "us": us, "gateway_via": gateway_via}))
         }
         (Ok(elapsed), false) => {
             out::line(format_args!("{name}: {number} in {}", out::human_duration(elapsed)))
         }
         (Err(error), true) => {
-            out::json(&json!({"ok": false, "number": number, "message": error.to_string()}))
+            let message = error.to_string();
+            out::json(&json!({
+                "ok": false, "number": number, "message": message, "gateway_via": gateway_via,
+            }))
         }
         (Err(error), false) => out::line(format_args!("{name}: {number} failed: {error}")),
     }

@@ -20,6 +20,7 @@ pub(crate) async fn run(args: StatusArgs) -> Result<(), Failure> {
         Asker::connect(gateway, connect, (args.realm.as_deref(), args.grant.grant.as_deref()))
             .await?;
     let answer = asker.builtin(STATS_PROCEDURE).deadline(args.timeout).send().await;
+    let is_tunnelled = asker.is_tunnelled().await;
     asker.close().await;
     let text = answer.map_err(|e| Failure::from(e).context("ask the gateway for its status"))?;
     let mut status: Value = serde_json::from_slice(&text).map_err(|e| {
@@ -29,6 +30,9 @@ pub(crate) async fn run(args: StatusArgs) -> Result<(), Failure> {
             "update this program or the gateway: their versions do not go together",
         )
     })?;
+    if let Some(status) = status.as_object_mut() {
+        status.insert("via".to_owned(), if is_tunnelled { "tls" } else { "udp" }.into());
+    }
     if let Some(name) = &args.realm {
         name_realm(&mut status, name);
     }
@@ -65,6 +69,9 @@ fn human(status: &Value) -> Vec<String> {
         lines.push(format!("{} {value}", paint.dim(format_args!("{name:<9}"))));
     };
     field("gateway", text(&status["id"]));
+    if status["via"] == "tls" {
+        field("reached", "by TLS over TCP".to_owned());
+    }
     for name in ["agent", "role"] {
         if !status[name].is_null() {
             field(name, text(&status[name]));
@@ -91,7 +98,7 @@ fn human(status: &Value) -> Vec<String> {
             ));
         }
     }
-    let shown = ["id", "agent", "role", "uptime_s", "links", "realms"];
+    let shown = ["via", "id", "agent", "role", "uptime_s", "links", "realms"];
     let counters = status.as_object().into_iter().flatten();
     for (name, value) in counters.filter(|(name, _)| !shown.contains(&name.as_str())) {
         lines.push(format!("{} {}", paint.dim(format_args!("{name:<18}")), text(value)));

@@ -194,6 +194,8 @@ fn requests_are_repeated_at_the_times_of_the_rfc_and_then_given_up() {
     assert_eq!((now - Time::START).as_millis(), 39_500);
     let report = check.report();
     assert_eq!(report.udp_blocked, Some(true));
+    let by_tls = Report { tls_works: Some(true), ..report.clone() };
+    assert!(by_tls.verdict().starts_with("UDP is blocked; TLS over TCP works"));
     assert!(report.verdict().contains("relay"));
 }
 

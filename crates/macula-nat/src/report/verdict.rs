@@ -102,6 +102,8 @@ pub struct Report {
     pub servers: Vec<ServerReport>,
     /// Whether no server answered by UDP; `None` if none was asked.
     pub udp_blocked: Option<bool>,
+    /// Whether TLS over TCP reaches a gateway; for whoever tried to fill in.
+    pub tls_works: Option<bool>,
     /// Own IPv4 address.
     pub local: Option<SocketAddr>,
     /// Where the nearest server sees it.
@@ -152,6 +154,7 @@ pub(super) fn report(found: &Found) -> Report {
     let seen = found.local.iter().chain(found.mappings.iter().map(|(_, mapped)| mapped));
     let is_mapped = first.is_some() && first != found.local;
     Report {
+        tls_works: None,
         udp_blocked: (!servers.is_empty()).then_some(!is_alive),
         servers,
         local: found.local,
@@ -222,6 +225,10 @@ impl Report {
             Some((local, mapped)) if local.ip() == mapped.ip() => " and by IPv6",
             _ => "",
         };
+        if self.udp_blocked == Some(true) && self.tls_works == Some(true) {
+            return "UDP is blocked; TLS over TCP works: you can be reached through a gateway"
+                .to_owned();
+        }
         match (self.udp_blocked, self.mapping, self.filtering) {
             (None, ..) => "no STUN server was asked, so nothing is known".to_owned(),
             (Some(true), ..) => {
