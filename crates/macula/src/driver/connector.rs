@@ -322,7 +322,8 @@ fn read(dialled: Result<Connected, DialError>) -> Dialled {
     }
 }
 
-/// By UDP, and when that does not answer soon by a tunnel as well; the first answer counts.
+/// By UDP, and when that does not answer soon by a tunnel as well; the first answer counts. While a
+/// firewall swallows what is for the tunnel UDP is dialled anew: the gateway may be back.
 async fn by_either(
     endpoint: &Endpoint,
     candidate: &Candidate,
@@ -331,22 +332,30 @@ async fn by_either(
 ) -> Dialled {
     let udp_failed = Notify::new();
     let udp = by_udp(endpoint, target.clone(), time);
+    let to_tunnel = target.clone();
     let tunnel = async {
         if !candidate.is_udp_blocked() {
             // Not awaited longer when it is clear before.
             timeout(TUNNEL_AFTER, udp_failed.notified()).await.ok();
         }
-        by_tunnel(endpoint, &candidate.address, target, time).await
+        by_tunnel(endpoint, &candidate.address, to_tunnel, time).await
     };
     tokio::pin!(udp, tunnel);
     let (mut udp_error, mut tunnel_error) = (None, None);
+    let (mut is_dialling, mut since) = (true, Instant::now());
     loop {
         tokio::select! {
             biased;
-            dialled = &mut udp, if udp_error.is_none() => match dialled {
+            dialled = &mut udp, if is_dialling => match dialled {
                 Err(error) => {
                     udp_error = Some(error);
                     udp_failed.notify_one();
+                    // What fails sooner fails for good.
+                    is_dialling = since.elapsed() >= time / 2;
+                    if is_dialling {
+                        since = Instant::now();
+                        udp.set(by_udp(endpoint, target.clone(), time));
+                    }
                 }
                 dialled => return dialled,
             },

@@ -166,3 +166,34 @@ async fn where_udp_is_blocked_tcp_is_used_until_udp_passes_and_nothing_is_lost()
     assert_eq!(report.delivered, published);
     assert_eq!(messages.lost(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_firewall_that_swallows_tcp_does_not_hold_udp_up() {
+    let (udp, tcp) = within(async {
+        loop {
+            let udp = UdpSocket::bind(loopback()).await.unwrap();
+            if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+                return (udp, tcp);
+            }
+        }
+    })
+    .await;
+    let gateway = udp.local_addr().unwrap().to_string();
+    let starting = tokio::spawn(Node::builder().realm(REALM).gateway(gateway).start());
+    let (mut dials, mut swallowed) = (std::collections::BTreeSet::new(), Vec::new());
+    let mut packet = vec![0; 65_536];
+    // Each dial has a connection id of its own (RFC 9000 §17.2). A second attempt as a whole would
+    // come by TCP again before its second dial by UDP.
+    while dials.len() < 3 {
+        tokio::select! {
+            stream = within(tcp.accept()) => swallowed.push(stream.unwrap()),
+            received = within(udp.recv_from(&mut packet)) => {
+                received.unwrap();
+                let length = usize::from(packet[5]);
+                dials.insert(packet[6..6 + length].to_vec());
+            }
+        }
+    }
+    assert_eq!(swallowed.len(), 1);
+    starting.abort();
+}
