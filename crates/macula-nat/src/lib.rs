@@ -14,3 +14,4 @@ pub mod rate;
 pub mod report;
 pub mod stun;
 pub mod turn;
+pub mod uri;

@@ -10,17 +10,20 @@ pub enum Kind {
     Host,
     /// Our address as a server outside sees it.
     ServerReflexive,
+    /// An address that a TURN server relays to us.
+    Relayed,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Host, Self::ServerReflexive];
+    pub const ALL: [Self; 3] = [Self::Host, Self::ServerReflexive, Self::Relayed];
 
     /// How many candidates of this kind one endpoint offers at most.
     pub const fn max(self) -> usize {
         match self {
             Self::Host => 8,
             Self::ServerReflexive => 4,
+            Self::Relayed => 2,
         }
     }
 
@@ -29,6 +32,7 @@ impl Kind {
         match self {
             Self::Host => 126,
             Self::ServerReflexive => 100,
+            Self::Relayed => 0,
         }
     }
 }
@@ -185,7 +189,7 @@ mod tests {
         }
         assert_eq!(candidates.list().len(), 8, "each address once, and no kind has more");
         let max: usize = Kind::ALL.into_iter().map(Kind::max).sum();
-        assert_eq!(max, 12);
+        assert_eq!(max, 14);
     }
 
     #[test]

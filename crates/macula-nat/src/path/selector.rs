@@ -63,8 +63,22 @@ pub enum Strategy {
 pub enum Class {
     /// Through the gateway.
     Relay,
+    /// Through a TURN server, ours or the peer's. The address is the peer's, as that server knows it
+    /// or as it gave it.
+    Turn(SocketAddr),
     /// To this address of the peer.
     Direct(SocketAddr),
+}
+
+impl Class {
+    /// Higher is better: host and reflexive before TURN before the gateway.
+    const fn rank(self) -> u8 {
+        match self {
+            Self::Relay => 0,
+            Self::Turn(_) => 1,
+            Self::Direct(_) => 2,
+        }
+    }
 }
 
 /// What is known of the path in use.
@@ -206,8 +220,8 @@ impl Selector {
 
     /// The path that carries data; `None`: there is no path at all.
     pub fn selected(&self) -> Option<(PathKey, Class)> {
-        let direct = self.direct().map(|(path, entry)| (path, entry.class));
-        direct.or_else(|| self.relay().map(|path| (path, Class::Relay)))
+        let best = self.best().map(|(path, entry)| (path, entry.class));
+        best.or_else(|| self.relay().map(|path| (path, Class::Relay)))
     }
 
     /// Takes one input.
@@ -276,19 +290,38 @@ impl Selector {
         self.direct_paths().last()
     }
 
+    /// The path to use unless only the gateway's is left: the newest of the best sort.
+    fn best(&self) -> Option<(PathKey, Entry)> {
+        let is_turn = |entry: &Entry| matches!(entry.class, Class::Turn(_));
+        let turn = || self.paths.iter().rev().find(|(_, entry)| is_turn(entry));
+        self.direct().or_else(|| turn().map(|(path, entry)| (*path, *entry)))
+    }
+
+    /// All but the gateway's, direct or by TURN.
+    fn contenders(&self) -> impl Iterator<Item = (PathKey, Entry)> + '_ {
+        self.paths.iter().filter(|(_, it)| it.class != Class::Relay).map(|(path, it)| (*path, *it))
+    }
+
     fn on_opened(&mut self, now: Time, path: PathKey, class: Class, rtt: Duration) {
-        if self.strategy == Strategy::AlwaysRelay && class != Class::Relay {
+        let is_allowed = match self.strategy {
+            Strategy::AlwaysRelay => class == Class::Relay,
+            Strategy::Opportunistic => true,
+            Strategy::DirectOnly => !matches!(class, Class::Turn(_)),
+        };
+        if !is_allowed {
+            self.paths.remove(&path);
+            self.apply(now);
             return self.actions.push_back(Action::Close { path });
         }
         self.paths.insert(path, Entry { class, rtt, on: None });
-        if class != Class::Relay {
+        if matches!(class, Class::Direct(_)) {
             self.was_direct = true;
             (self.retries, self.fast_left) = (0, 0);
             self.next_round = None;
-            let is_one_of_many = self.direct_paths().count() > 1;
-            if is_one_of_many && self.side == Side::Client {
-                self.prune_at = Some(now + PRUNE_AFTER);
-            }
+        }
+        let is_one_of_many = class != Class::Relay && self.contenders().count() > 1;
+        if is_one_of_many && self.side == Side::Client {
+            self.prune_at = Some(now + PRUNE_AFTER);
         }
         self.apply(now);
     }
@@ -297,11 +330,11 @@ impl Selector {
         let Some(entry) = self.paths.remove(&path) else { return };
         self.apply(now);
         match entry.class {
-            Class::Direct(_) if self.direct().is_none() => self.on_lost(now),
+            Class::Direct(_) | Class::Turn(_) if self.best().is_none() => self.on_lost(now),
             Class::Relay if self.relay_up && self.side == Side::Client => {
                 self.actions.push_back(Action::OpenRelay);
             }
-            Class::Direct(_) | Class::Relay => {}
+            Class::Direct(_) | Class::Turn(_) | Class::Relay => {}
         }
     }
 
@@ -320,7 +353,7 @@ impl Selector {
         // first the others, so that what is under way has somewhere to go
         self.apply(now);
         self.actions.push_back(Action::Close { path });
-        if matches!(entry.class, Class::Direct(_)) && self.direct().is_none() {
+        if entry.class != Class::Relay && self.best().is_none() {
             self.on_lost(now);
         }
     }
@@ -342,7 +375,7 @@ impl Selector {
                 self.actions.push_back(Action::Use { path: *path, on: false });
             }
         }
-        let watched = self.direct().map(|(path, _)| path);
+        let watched = self.best().map(|(path, _)| path);
         if watched != self.watch.map(|watch| watch.path) {
             self.watch = watched.map(|path| Watch {
                 path,
@@ -430,26 +463,29 @@ impl Selector {
         self.next_round = Some(now + wait);
     }
 
-    /// Closes all direct paths but the best.
+    /// Closes all paths but the best and the gateway's.
     fn prune(&mut self, now: Time) {
         let mut best: Option<(PathKey, Entry)> = None;
-        for (path, entry) in self.direct_paths() {
+        for (path, entry) in self.contenders() {
             if best.is_none_or(|(_, best)| is_better(entry, best)) {
                 best = Some((path, entry));
             }
         }
         let Some((best, _)) = best else { return };
         let others: Vec<PathKey> =
-            self.direct_paths().map(|(path, _)| path).filter(|path| *path != best).collect();
+            self.contenders().map(|(path, _)| path).filter(|path| *path != best).collect();
         others.into_iter().for_each(|path| self.drop_path(now, path));
     }
 }
 
-/// A local network before the internet, then what is clearly faster.
+/// The better sort, a local network before the internet, then what is clearly faster.
 fn is_better(new: Entry, old: Entry) -> bool {
+    if new.class.rank() != old.class.rank() {
+        return new.class.rank() > old.class.rank();
+    }
     let is_near = |entry: Entry| match entry.class {
         Class::Direct(addr) => is_private(addr),
-        Class::Relay => false,
+        Class::Turn(_) | Class::Relay => false,
     };
     match (is_near(new), is_near(old)) {
         (true, false) => true,
@@ -609,6 +645,54 @@ mod tests {
         assert_eq!(actions(&mut selector), expected);
     }
 
+    fn open_turn(selector: &mut Selector, ms: u64, path: PathKey) {
+        let class = Class::Turn("192.0.2.9:9".parse().unwrap());
+        selector.handle_input(at(ms), Input::Opened { path, class, rtt: Duration::from_millis(1) });
+    }
+
+    #[test]
+    fn turn_is_between_the_gateway_and_direct_paths_whichever_is_newer() {
+        let mut selector = client();
+        selector.handle_input(at(0), Input::Candidates { local: 1, remote: 1 });
+        open_turn(&mut selector, 10, 1);
+        assert_eq!(selector.selected().map(|(path, _)| path), Some(1));
+        assert!(selector.poll_timeout().is_some(), "a direct path is looked for all the same");
+        open(&mut selector, 20, 2, "192.0.2.1:1");
+        assert_eq!(selector.selected().map(|(path, _)| path), Some(2));
+        open_turn(&mut selector, 30, 3);
+        assert_eq!(
+            selector.selected().map(|(path, _)| path),
+            Some(2),
+            "newer, but of a worse sort"
+        );
+        actions(&mut selector);
+        selector.handle_timeout(at(1_030));
+        let expected = [Action::Close { path: 1 }, Action::Close { path: 3 }];
+        assert_eq!(actions(&mut selector), expected, "a faster one is no reason to keep it");
+    }
+
+    #[test]
+    fn a_turn_path_that_dies_gives_way_to_the_gateway_and_rounds_begin() {
+        let mut selector = client();
+        selector.handle_input(at(0), Input::Candidates { local: 1, remote: 1 });
+        open_turn(&mut selector, 100, 1);
+        actions(&mut selector);
+        assert_eq!(selector.poll_look().map(|(_, path)| path), Some(1), "it is watched");
+        selector.handle_input(at(5_000), Input::Closed { path: 1 });
+        let expected = [Action::Use { path: RELAY, on: true }, Action::Check];
+        assert_eq!(actions(&mut selector), expected);
+    }
+
+    #[test]
+    fn a_path_that_turns_out_to_be_relayed_is_ranked_again() {
+        let mut selector = client();
+        open(&mut selector, 0, 1, "192.0.2.1:1");
+        open(&mut selector, 5, 2, "192.0.2.9:9");
+        assert_eq!(selector.selected().map(|(path, _)| path), Some(2));
+        open_turn(&mut selector, 10, 2);
+        assert_eq!(selector.selected().map(|(path, _)| path), Some(1));
+    }
+
     #[test]
     fn strategies_hold() {
         let mut relay = Selector::new(Side::Client, Strategy::AlwaysRelay, RELAY);
@@ -620,6 +704,9 @@ mod tests {
         open(&mut direct, 0, 1, "192.0.2.1:1");
         direct.handle_input(at(5), Input::Closed { path: 1 });
         assert_eq!(actions(&mut direct).last(), Some(&Action::GiveUp));
+        let mut no_turn = Selector::new(Side::Client, Strategy::DirectOnly, RELAY);
+        open_turn(&mut no_turn, 0, 1);
+        assert_eq!(actions(&mut no_turn), [Action::Close { path: 1 }]);
     }
 
     #[test]

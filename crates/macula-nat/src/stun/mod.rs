@@ -1,5 +1,6 @@
 //! STUN: what packets are, and Binding requests.
 
+mod client;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -9,6 +10,7 @@ use std::net::SocketAddr;
 use stun_types::attribute::{AttributeType, MappedSocketAddr, RawAttribute};
 use stun_types::message::Message;
 
+pub use client::{Asker, SERVERS_MAX};
 pub use server::{Answer, Binding, Listener};
 pub(crate) use server::{add, finish};
 

@@ -4,6 +4,7 @@
 //! relay may reach, [`Limits`] how much. Relays are UDP; clients come by UDP, TCP or TLS.
 
 mod api;
+mod client;
 pub mod credentials;
 mod nonce;
 mod policy;
@@ -12,6 +13,7 @@ mod server;
 mod tests;
 
 pub use api::{Client, Limits, ListenerId, Now, Output, Port, RelayId, ServerConfig, Stats};
+pub use client::{Allocation, AllocationConfig, CHANNELS_MAX, Event, PERMISSIONS_MAX};
 pub use credentials::{Credentials, Issuer};
 pub use policy::{Forbidden, PeerPolicy};
 pub use server::Server;

@@ -572,7 +572,190 @@ fn a_client_of_another_hand_is_served() {
     assert_eq!(received, [b"one".to_vec(), b"two".to_vec()]);
 }
 
+/// Our client against our server, in virtual time; the peer sends back what it gets.
+struct Ours {
+    world: World,
+    allocation: Allocation,
+    events: Vec<Event>,
+    /// First bytes of what went to the server.
+    sent: Vec<u8>,
+}
+
+impl Ours {
+    const SERVER: &str = "9.9.9.9:3478";
+
+    fn new(password: Option<&str>) -> Self {
+        let world = World::new(|_| {});
+        let alice = alice();
+        let password = password.map_or_else(|| world.issuer.password(&alice), str::to_owned);
+        let config = AllocationConfig {
+            is_stream: false,
+            local: client(1).remote,
+            server: addr(Self::SERVER),
+            username: alice,
+            password,
+            is_ipv6: false,
+        };
+        let allocation = Allocation::new(world.now().time, config);
+        Self { world, allocation, events: Vec::new(), sent: Vec::new() }
+    }
+
+    fn now(&self) -> Time {
+        self.world.now().time
+    }
+
+    fn give(&mut self, packet: &[u8]) {
+        self.sent.extend(packet.first());
+        for out in self.world.packet(client(1), packet) {
+            let back = match out {
+                Out::ToPeer(relay, peer, data) => self.world.peer(relay, &peer.to_string(), &data),
+                other => vec![other],
+            };
+            for out in back {
+                let Out::ToClient(_, data) = out else { continue };
+                self.allocation.handle_input(self.now(), addr(Self::SERVER), &data);
+            }
+        }
+    }
+
+    /// Lets time pass by the client's own timers.
+    fn run(&mut self, seconds: u64) {
+        let end = self.now() + Duration::from_secs(seconds);
+        while self.now() < end {
+            while let Some(packet) = self.allocation.poll_transmit(self.now()) {
+                self.give(&packet);
+            }
+            self.events.extend(std::iter::from_fn(|| self.allocation.poll_event()));
+            let due = self.allocation.poll_timeout().unwrap_or(end).min(end);
+            let step = (due - self.now()).max(Duration::from_millis(1));
+            self.world.time += step;
+            self.allocation.handle_timeout(self.now());
+            self.world.pass(0);
+        }
+    }
+
+    fn send(&mut self, peer: &str, packet: &[u8]) -> bool {
+        let bytes = self.allocation.send(self.now(), addr(peer), packet);
+        if let Some(bytes) = &bytes {
+            self.give(bytes);
+        }
+        self.events.extend(std::iter::from_fn(|| self.allocation.poll_event()));
+        bytes.is_some()
+    }
+}
+
+#[test]
+fn our_client_allocates_and_keeps_what_it_has_for_hours() {
+    let mut ours = Ours::new(None);
+    assert!(!ours.allocation.permit(ours.now(), addr(PEER).ip()), "nothing is allocated yet");
+    ours.run(2);
+    assert_eq!(ours.events, [Event::Allocated(addr("9.9.9.9:49153"))]);
+    assert!(!ours.send(PEER, b"early"), "not permitted yet");
+    assert!(ours.allocation.permit(ours.now(), addr(PEER).ip()));
+    ours.run(1);
+    assert_eq!(ours.events.pop(), Some(Event::Permitted(addr(PEER).ip())));
+    for hour in 0..3 {
+        ours.events.clear();
+        assert!(ours.send(PEER, b"there and back"), "hour {hour}");
+        let expected = Event::Data { peer: addr(PEER), packet: b"there and back".to_vec() };
+        assert!(ours.events.contains(&expected), "hour {hour}: {:?}", ours.events);
+        ours.run(3_600);
+        assert!(!ours.events.contains(&Event::Failed));
+    }
+    ours.events.clear();
+    ours.allocation.close(ours.now());
+    assert_eq!(ours.allocation.poll_event(), None, "the server has not heard of it yet");
+    ours.run(1);
+    assert_eq!(ours.events, [Event::Failed]);
+    assert_eq!(ours.world.server.stats().allocations, 0);
+}
+
+#[test]
+fn who_gets_much_gets_a_channel() {
+    let mut ours = Ours::new(None);
+    ours.run(2);
+    ours.allocation.permit(ours.now(), addr(PEER).ip());
+    ours.run(1);
+    for _ in 0..40 {
+        assert!(ours.send(PEER, b"much"));
+        ours.run(1);
+    }
+    ours.sent.clear();
+    ours.events.clear();
+    assert!(ours.send(PEER, b"more"));
+    assert_eq!(ours.sent[0] & 0xc0, 0x40, "ChannelData");
+    assert_eq!(ours.events, [Event::Data { peer: addr(PEER), packet: b"more".to_vec() }]);
+    // Channels last 10 minutes, permissions 5.
+    ours.run(4_000);
+    ours.events.clear();
+    assert!(ours.send(PEER, b"more"));
+    assert_eq!(ours.events, [Event::Data { peer: addr(PEER), packet: b"more".to_vec() }]);
+}
+
+#[test]
+fn our_client_notices_that_it_is_refused_or_that_the_server_is_gone() {
+    let mut refused = Ours::new(Some("wrong"));
+    refused.run(1);
+    assert_eq!(
+        (refused.events.as_slice(), refused.allocation.refusal()),
+        (&[Event::Failed][..], Some(401))
+    );
+    let now = Time::START;
+    let config = refused.allocation_config();
+    let mut silent = Allocation::new(now, config);
+    let mut due = Some(now);
+    let mut sent = 0;
+    while let Some(now) = due.filter(|at| *at < Time::from_micros(60_000_000)) {
+        silent.handle_timeout(now + Duration::from_micros(1));
+        sent += std::iter::from_fn(|| silent.poll_transmit(now + Duration::from_micros(1))).count();
+        due = silent.poll_timeout().map(|at| at.max(now + Duration::from_millis(1)));
+    }
+    assert_eq!((silent.poll_event(), sent), (Some(Event::Failed), 5));
+}
+
+#[test]
+fn forbidden_peers_are_told_and_permissions_have_a_limit() {
+    let mut ours = Ours::new(None);
+    ours.run(2);
+    assert!(ours.allocation.permit(ours.now(), addr("127.0.0.1:1").ip()));
+    assert!(!ours.allocation.permit(ours.now(), addr("[2001:db8::1]:1").ip()));
+    ours.run(1);
+    assert_eq!(ours.events.last(), Some(&Event::Forbidden(addr("127.0.0.1:1").ip())));
+    let asked = (1..=200u8).filter(|host| {
+        let ip = IpAddr::from([8, 8, 4, *host]);
+        ours.allocation.permit(Time::START + ours.world.time, ip)
+    });
+    assert_eq!(asked.count(), PERMISSIONS_MAX);
+}
+
+impl Ours {
+    fn allocation_config(&self) -> AllocationConfig {
+        AllocationConfig {
+            is_stream: false,
+            local: client(1).remote,
+            server: addr(Self::SERVER),
+            username: alice(),
+            password: String::new(),
+            is_ipv6: false,
+        }
+    }
+}
+
 proptest! {
+    #[test]
+    fn nothing_that_a_server_sends_makes_our_client_fall_over(
+        packets in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 0..20),
+        is_stream in any::<bool>(),
+    ) {
+        let config = AllocationConfig { is_stream, ..Ours::new(None).allocation_config() };
+        let mut allocation = Allocation::new(Time::START, config);
+        for packet in packets {
+            allocation.handle_input(Time::START, addr(Ours::SERVER), &packet);
+            while allocation.poll_transmit(Time::START).is_some() {}
+            while allocation.poll_event().is_some() {}
+        }
+    }
+
     #[test]
     fn no_packet_makes_it_fall_over(
         packets in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 0..20)

@@ -29,6 +29,7 @@ mod encode;
 pub mod frame;
 pub mod kind;
 pub mod message;
+pub mod offer;
 pub mod relay;
 pub mod tunnel;
 
