@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use macula_nat::path::Strategy;
+use macula_nat::uri::StunUri;
 use macula_proto::id::EndpointId;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc};
@@ -19,7 +20,7 @@ use crate::guard::{Guard, HandshakeId, HandshakeLimits, HandshakeStats, Outcome,
 use crate::key::SecretKey;
 use crate::link::{Connected, Link};
 use crate::loading::Loading;
-use crate::quic::{self, HandshakeError};
+use crate::quic::{self, HandshakeError, TurnServer, TurnStatus, TurnUse};
 use crate::socket::{self, BindError};
 use crate::sync::lock;
 use crate::tunnel::{Desk, Listener, Seats, TunnelConfig, TunnelError, TunnelStats};
@@ -81,6 +82,14 @@ pub struct EndpointConfig {
     pub tunnels: bool,
     /// Which paths links to peers may use. Default: the relay at once, a direct path when there is one.
     pub strategy: Strategy,
+    /// STUN servers to ask where this endpoint is seen, beside its gateway; at most 8 are. Default
+    /// none.
+    pub stun_servers: Vec<StunUri>,
+    /// TURN servers through which peers may be reached that cannot be directly; at most 2 are used
+    /// at once, and the next when one fails. Default none.
+    pub turn_servers: Vec<TurnServer>,
+    /// When they are asked for an allocation. Default: when a link stays without a direct path.
+    pub turn_use: TurnUse,
 }
 
 impl EndpointConfig {
@@ -100,6 +109,9 @@ impl EndpointConfig {
             peers: false,
             tunnels: false,
             strategy: Strategy::Opportunistic,
+            stun_servers: Vec::new(),
+            turn_servers: Vec::new(),
+            turn_use: TurnUse::default(),
         }
     }
 }
@@ -300,6 +312,27 @@ impl Endpoint {
     /// take them in time), and so many came from the wire and claimed to be of a peer.
     pub fn relay_drops(&self) -> (u64, u64) {
         self.quic.relay_drops()
+    }
+
+    /// Uses these TURN servers from now on; allocations that exist stay as long as they are good.
+    pub fn set_turn_servers(&self, servers: Vec<TurnServer>) {
+        self.quic.set_turn_servers(servers);
+    }
+
+    /// The addresses that are offered to peers, best first.
+    pub fn candidates(&self) -> Vec<SocketAddr> {
+        self.quic.candidates()
+    }
+
+    /// What became of the TURN servers that were asked for an allocation.
+    pub fn turn_status(&self) -> Vec<TurnStatus> {
+        self.quic.turn_status()
+    }
+
+    /// So many STUN packets answered no request of this endpoint (late, repeated or forged), and so
+    /// many packets were dropped on their way to or from a TURN server.
+    pub fn nat_drops(&self) -> (u64, u64) {
+        self.quic.nat_drops()
     }
 
     fn connected(&self, connection: quic::Connection) -> Connected {

@@ -65,8 +65,12 @@ pub fn decode(bytes: &[u8]) -> Option<Vec<(Sort, SocketAddr)>> {
     for _ in 0..usize::from(count).min(OFFER_MAX) {
         let (&[code, family], after) = rest.split_first_chunk::<2>()?;
         let (ip, after): (IpAddr, _) = match family {
-            4 => after.split_first_chunk::<4>().map(|(ip, rest)| (Ipv4Addr::from(*ip).into(), rest))?,
-            6 => after.split_first_chunk::<16>().map(|(ip, rest)| (Ipv6Addr::from(*ip).into(), rest))?,
+            4 => after
+                .split_first_chunk::<4>()
+                .map(|(ip, rest)| (Ipv4Addr::from(*ip).into(), rest))?,
+            6 => after
+                .split_first_chunk::<16>()
+                .map(|(ip, rest)| (Ipv6Addr::from(*ip).into(), rest))?,
             _ => return None,
         };
         let (port, after) = after.split_first_chunk::<2>()?;
@@ -117,9 +121,8 @@ mod tests {
 
     #[test]
     fn ten_thousand_candidates_are_as_many_as_may_be() {
-        let many: Vec<_> = (1..=10_000)
-            .map(|port| (Sort::Host, SocketAddr::from(([1, 2, 3, 4], port))))
-            .collect();
+        let many: Vec<_> =
+            (1..=10_000).map(|port| (Sort::Host, SocketAddr::from(([1, 2, 3, 4], port)))).collect();
         assert_eq!(decode(&encode(&many)).unwrap(), many[..OFFER_MAX]);
     }
 

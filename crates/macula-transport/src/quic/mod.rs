@@ -6,8 +6,10 @@ mod magic;
 mod paths;
 mod runtime;
 mod sieve;
+mod stun;
 mod tls;
 mod tunnel;
+mod turn;
 
 use std::fmt;
 use std::future::Future;
@@ -19,10 +21,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use macula_nat::path::{Candidates, Kind, Side, Strategy};
+use macula_nat::path::{Candidate, Candidates, Kind, Side, Strategy};
 use macula_proto::id::EndpointId;
 use macula_proto::limits;
 use macula_proto::wire::frame::Class;
+use macula_proto::wire::offer;
 use macula_proto::wire::relay::{Datagram, Unreachable};
 use noq::{AsyncUdpSocket, ConnectionError, PathId, Runtime, UdpSender, VarInt};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -38,6 +41,7 @@ pub(crate) use paths::Selected;
 pub use paths::{PathInfo, PathKind, Traffic};
 use tunnel::Tunnels;
 pub(crate) use tunnel::{Outlet, Tunnel};
+pub use turn::{TurnServer, TurnStatus, TurnUse};
 
 /// Addresses of interfaces are looked up so often while they matter.
 const INTERFACES_INTERVAL: Duration = Duration::from_secs(3);
@@ -81,7 +85,11 @@ pub(crate) struct Peers {
     port: u16,
     known: Mutex<Candidates>,
     /// What is offered to peers.
-    candidates: watch::Sender<Vec<SocketAddr>>,
+    candidates: watch::Sender<Vec<Candidate>>,
+    /// By the word of the gateway, and of STUN servers.
+    reflexive: Mutex<[Vec<SocketAddr>; 2]>,
+    stun: stun::Stun,
+    turns: turn::Turns,
     /// Whether there is a gateway that relays.
     relay: watch::Sender<bool>,
     /// Somebody looks at the interfaces.
@@ -99,11 +107,28 @@ impl Peers {
     fn set_candidates(&self, kind: Kind, addrs: &[SocketAddr], near: bool) {
         let mut known = lock(&self.known);
         if known.set(kind, addrs, near) {
-            let addrs = known.addrs();
-            tracing::debug!(?kind, ?addrs, "candidates");
-            self.candidates.send_replace(addrs);
+            let list = known.list();
+            tracing::debug!(?kind, addrs = ?known.addrs(), "candidates");
+            self.candidates.send_replace(list);
         }
     }
+
+    /// Says where somebody outside sees us.
+    fn set_reflexive(&self, source: Reflexive, addrs: &[SocketAddr], near: bool) {
+        let mut reflexive = lock(&self.reflexive);
+        if let Some(known) = reflexive.get_mut(source as usize) {
+            *known = addrs.to_vec();
+        }
+        let near = near || reflexive.iter().flatten().any(|addr| addr.ip().is_loopback());
+        self.set_candidates(Kind::ServerReflexive, &reflexive.concat(), near);
+    }
+}
+
+/// Who says where we are.
+#[derive(Clone, Copy, Debug)]
+enum Reflexive {
+    Gateway,
+    Stun,
 }
 
 /// Why a handshake did not work out.
@@ -139,7 +164,9 @@ impl Endpoint {
             None
         };
         let runtime = Arc::new(runtime::Runtime(crew.clone()));
-        let (socket, junk) = sieve::Sieve::around(runtime.wrap_udp_socket(socket)?);
+        let (stun, tap) = stun::Stun::new(settings.stun_servers.clone());
+        let tap = (settings.peers && stun.has_servers()).then_some(tap);
+        let (socket, junk) = sieve::Sieve::around(runtime.wrap_udp_socket(socket)?, tap);
         let mut socket: Box<dyn AsyncUdpSocket> = Box::new(socket);
         let (mut peers, mut tunnelled) = (None, None);
         if settings.peers || settings.tunnels {
@@ -168,6 +195,13 @@ impl Endpoint {
                     port,
                     known: Mutex::default(),
                     candidates: watch::Sender::default(),
+                    reflexive: Mutex::default(),
+                    stun,
+                    turns: turn::Turns::new(
+                        settings.turn_servers.clone(),
+                        settings.turn_use,
+                        crew.clone(),
+                    ),
                     relay: watch::Sender::default(),
                     watches: AtomicBool::new(false),
                 }));
@@ -309,7 +343,7 @@ impl Endpoint {
         let transport = Arc::clone(&peers.client_transport);
         let name = format!("{id}.macula");
         let connection = self.connect(Some(id), berth.addr, &name, transport, timeout).await?;
-        self.manage(connection, PathState::new(berth), Side::Client)
+        self.manage(connection, PathState::new(berth, Arc::clone(peers)), Side::Client)
     }
 
     /// Hears when the gateway cannot reach a peer that is dialled.
@@ -332,6 +366,9 @@ impl Endpoint {
                 paths::manage(quic, side, strategy, Arc::clone(&state), Arc::clone(&peers));
             self.crew.spawn(managing);
             if !peers.watches.swap(true, Ordering::AcqRel) {
+                if peers.stun.has_servers() && peers.strategy != Strategy::AlwaysRelay {
+                    self.crew.spawn(stun::run(Arc::clone(&peers)));
+                }
                 self.crew.spawn(watch_interfaces(peers));
             }
             connection.paths = Some(state);
@@ -407,7 +444,8 @@ impl Endpoint {
         let accepting = incoming.accept_with(Arc::clone(&peers.server))?;
         let accepting = tokio::time::timeout(timeout, accepting).await;
         let connection = accepting.map_err(|_elapsed| HandshakeError::Timeout)??;
-        let connection = self.manage(connection, PathState::new(berth), Side::Server)?;
+        let connection =
+            self.manage(connection, PathState::new(berth, Arc::clone(peers)), Side::Server)?;
         if connection.peer != id {
             // The gateway lies, or somebody relays through another endpoint's link.
             connection.close(CODE_DENIED, "packets came in another endpoint's name");
@@ -432,14 +470,44 @@ impl Endpoint {
         self.peers.as_ref().map(|peers| peers.magic.drops()).unwrap_or_default()
     }
 
+    /// TURN servers for allocations that begin later.
+    pub(crate) fn set_turn_servers(&self, servers: Vec<TurnServer>) {
+        if let Some(peers) = &self.peers {
+            peers.turns.set_servers(servers);
+        }
+    }
+
+    /// What is offered to peers.
+    pub(crate) fn candidates(&self) -> Vec<SocketAddr> {
+        let candidates = |peers: &Arc<Peers>| lock(&peers.known).addrs();
+        self.peers.as_ref().map(candidates).unwrap_or_default()
+    }
+
+    /// What is known of TURN servers that were asked for an allocation.
+    pub(crate) fn turn_status(&self) -> Vec<TurnStatus> {
+        self.peers.as_ref().map(|peers| peers.turns.status()).unwrap_or_default()
+    }
+
+    /// STUN packets that answered nothing, and packets dropped between us and TURN servers.
+    pub(crate) fn nat_drops(&self) -> (u64, u64) {
+        let drops = |peers: &Arc<Peers>| (peers.stun.ignored(), peers.turns.dropped());
+        self.peers.as_ref().map(drops).unwrap_or_default()
+    }
+
     /// Closes all connections and takes no more.
     pub(crate) fn close(&self, code: u16, reason: &str) {
+        if let Some(peers) = &self.peers {
+            peers.turns.close();
+        }
         self.endpoint.close(VarInt::from(code), cut(reason).as_bytes());
     }
 
     /// Ends when every connection has told its peer that it is closed.
     pub(crate) async fn closed(&self) {
         self.endpoint.wait_all_draining().await;
+        if let Some(peers) = &self.peers {
+            peers.turns.closed().await;
+        }
     }
 }
 
@@ -456,7 +524,7 @@ fn follow_gateway(
         let follow = async {
             while let Some(addr) = paths::next(&mut observed).await {
                 if magic::is_real(&addr) {
-                    peers.set_candidates(Kind::ServerReflexive, &[addr], is_near);
+                    peers.set_reflexive(Reflexive::Gateway, &[addr], is_near);
                 }
             }
             std::future::pending::<()>().await;
@@ -654,6 +722,13 @@ impl Connection {
             && let Some(datagram) = Datagram::decode(datagram)
         {
             peers.magic.on_datagram(datagram);
+        }
+    }
+
+    /// Takes a peer's word on what sorts its candidates are of.
+    pub(crate) fn take_offer(&self, datagram: &Bytes) {
+        if let (Some(paths), Some(offer)) = (&self.paths, offer::decode(datagram)) {
+            paths.take_offer(offer);
         }
     }
 

@@ -9,14 +9,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
-use macula_nat::path::{Action, Class, Input, PathKey, Sample, Selector, Side, Strategy};
+use macula_nat::path::{
+    Action, Candidate, Class, Input, Kind, PathKey, Sample, Selector, Side, Strategy,
+};
 use macula_proto::Time;
+use macula_proto::wire::offer::{self, Sort};
 use noq::udp::Transmit;
 use noq::{PathEvent, PathId, PathStats, PathStatus, VarInt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::magic::Berth;
+use super::turn::Seat;
 use super::{Peers, canonical};
 use crate::sync::lock;
 
@@ -24,6 +28,9 @@ use crate::sync::lock;
 const GATE_MIN: Duration = Duration::from_millis(2);
 /// ... and not for longer, whatever the relay's round trip seems to be.
 const GATE_MAX: Duration = Duration::from_millis(500);
+/// The sorts of candidates are told again so long after they were told, as that may get lost.
+const TELL_AGAIN: [Duration; 3] =
+    [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(4)];
 /// Paths that are looked for beyond the newest known when events were lost.
 const SCAN: u32 = 64;
 /// Close code when a link may not use what paths are left; the protocol's `Denied`.
@@ -35,6 +42,8 @@ const CODE_NO_PATH: u16 = 8;
 pub enum PathKind {
     /// Through the gateway.
     Relayed,
+    /// Through a TURN server, of this endpoint or of the peer.
+    Turn,
     /// From endpoint to endpoint.
     Direct,
 }
@@ -44,6 +53,7 @@ impl PathKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Relayed => "relayed",
+            Self::Turn => "turn",
             Self::Direct => "direct",
         }
     }
@@ -72,12 +82,17 @@ impl Traffic {
 pub struct PathInfo {
     /// Which sort.
     pub kind: PathKind,
-    /// The peer's address; `None` when relayed.
+    /// The peer's address; `None` when relayed by the gateway. By the peer's TURN server: its
+    /// relayed address there.
     pub remote: Option<SocketAddr>,
+    /// This endpoint's own TURN server, if the path goes through it.
+    pub server: Option<SocketAddr>,
     /// Smoothed round-trip time of the path; `None` once the link is down.
     pub rtt: Option<Duration>,
     /// What went through the gateway.
     pub relayed: Traffic,
+    /// What went through TURN servers.
+    pub turn: Traffic,
     /// What went directly.
     pub direct: Traffic,
 }
@@ -92,22 +107,38 @@ pub(crate) struct PathState {
     berth: Berth,
     selected: watch::Sender<(PathKey, Selected)>,
     ledger: Mutex<Ledger>,
+    /// The peer's candidates and their sorts, as far as it told.
+    theirs: watch::Sender<Vec<(Sort, SocketAddr)>>,
+    peers: Arc<Peers>,
 }
 
 #[derive(Debug, Default)]
 struct Ledger {
     live: BTreeMap<PathKey, PathKind>,
     relayed: Traffic,
+    turn: Traffic,
     direct: Traffic,
 }
 
+impl Ledger {
+    fn add(&mut self, kind: PathKind, stats: &PathStats) {
+        match kind {
+            PathKind::Relayed => self.relayed.add(stats),
+            PathKind::Turn => self.turn.add(stats),
+            PathKind::Direct => self.direct.add(stats),
+        }
+    }
+}
+
 impl PathState {
-    pub(super) fn new(berth: Berth) -> Arc<Self> {
+    pub(super) fn new(berth: Berth, peers: Arc<Peers>) -> Arc<Self> {
         let live = [(0, PathKind::Relayed)].into();
         Arc::new(Self {
             berth,
             selected: watch::Sender::new((0, (PathKind::Relayed, None))),
             ledger: Mutex::new(Ledger { live, ..Ledger::default() }),
+            theirs: watch::Sender::default(),
+            peers,
         })
     }
 
@@ -124,16 +155,22 @@ impl PathState {
     pub(super) fn info(&self, connection: &noq::Connection) -> PathInfo {
         let (path, (kind, remote)) = *self.selected.borrow();
         let ledger = lock(&self.ledger);
-        let (mut relayed, mut direct) = (ledger.relayed, ledger.direct);
+        let mut sum = Ledger { live: BTreeMap::new(), ..*ledger };
         for (path, kind) in &ledger.live {
-            let Some(stats) = connection.path_stats(PathId::from(*path)) else { continue };
-            match kind {
-                PathKind::Relayed => relayed.add(&stats),
-                PathKind::Direct => direct.add(&stats),
+            if let Some(stats) = connection.path_stats(PathId::from(*path)) {
+                sum.add(*kind, &stats);
             }
         }
+        let Ledger { relayed, turn, direct, .. } = sum;
         let rtt = connection.rtt(PathId::from(path));
-        PathInfo { kind, remote, rtt, relayed, direct }
+        let seen = connection.path(PathId::from(path)).and_then(|path| path.remote_address().ok());
+        let server = seen.and_then(|seen| self.peers.turns.remote(&seen)).map(|it| it.server);
+        PathInfo { kind, remote, server, rtt, relayed, turn, direct }
+    }
+
+    /// The peer says which candidates it has.
+    pub(super) fn take_offer(&self, offer: Vec<(Sort, SocketAddr)>) {
+        self.theirs.send_if_modified(|known| std::mem::replace(known, offer.clone()) != offer);
     }
 }
 
@@ -150,13 +187,16 @@ pub(super) fn manage(
         selector: Selector::new(side, strategy, 0),
         side,
         strategy,
-        state,
         offered: Vec::new(),
+        tell: None,
+        theirs: state.theirs.subscribe(),
+        seat: Seat::new(Arc::clone(&peers), strategy),
         candidates: peers.candidates.subscribe(),
         relay: peers.relay.subscribe(),
         gate: None,
         holds: true,
         started: Instant::now(),
+        state,
         peers,
     };
     let (events, updates) = (connection.path_events(), connection.nat_traversal_updates());
@@ -177,8 +217,13 @@ struct Manager {
     strategy: Strategy,
     state: Arc<PathState>,
     /// Candidates that QUIC was told.
-    offered: Vec<SocketAddr>,
-    candidates: watch::Receiver<Vec<SocketAddr>>,
+    offered: Vec<Candidate>,
+    /// When the peer is told their sorts again, which may get lost, and how often it was.
+    tell: Option<(Instant, u32)>,
+    theirs: watch::Receiver<Vec<(Sort, SocketAddr)>>,
+    /// At the TURN servers.
+    seat: Seat,
+    candidates: watch::Receiver<Vec<Candidate>>,
     relay: watch::Receiver<bool>,
     /// First packets that are held back, and until when.
     gate: Option<(u64, Instant)>,
@@ -197,13 +242,20 @@ impl Manager {
         drop(connection);
         loop {
             let Some(connection) = self.weak.upgrade() else { return };
-            self.act(&connection);
+            if self.act(&connection) {
+                self.offer();
+                self.act(&connection);
+            }
+            self.seat.act();
+            self.tell(&connection);
             drop(connection);
             let (wake, look) = (self.selector.poll_timeout(), self.selector.poll_look());
             let wake = wake.map(|at| self.instant(at));
             let look_at = look.map(|(at, _)| self.instant(at));
             let gate = self.gate.map(|(_, at)| at);
-            let wake_at = [wake, look_at, gate].into_iter().flatten().min();
+            let tell = self.tell.map(|(at, _)| at);
+            let wakes = [wake, look_at, gate, tell, self.seat.due()];
+            let wake_at = wakes.into_iter().flatten().min();
             tokio::select! {
                 biased;
                 event = next(&mut events) => match event {
@@ -219,6 +271,12 @@ impl Manager {
                         return;
                     }
                     self.offer();
+                }
+                changed = self.theirs.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.on_theirs();
                 }
                 changed = self.relay.changed() => {
                     if changed.is_err() {
@@ -275,10 +333,8 @@ impl Manager {
             }
             Ok(PathEvent::Discarded { id, path_stats, .. }) => {
                 let mut ledger = lock(&self.state.ledger);
-                match ledger.live.remove(&key(id)) {
-                    Some(PathKind::Relayed) => ledger.relayed.add(&path_stats),
-                    Some(PathKind::Direct) => ledger.direct.add(&path_stats),
-                    None => {}
+                if let Some(kind) = ledger.live.remove(&key(id)) {
+                    ledger.add(kind, &path_stats);
                 }
             }
             Ok(_) => {}
@@ -301,11 +357,8 @@ impl Manager {
     fn on_open(&mut self, connection: &noq::Connection, id: PathId) {
         let Some(path) = connection.path(id) else { return };
         let Ok(remote) = path.remote_address() else { return };
-        let (class, kind) = if self.peers.magic.owns(&remote) {
-            (Class::Relay, PathKind::Relayed)
-        } else {
-            (Class::Direct(canonical(remote)), PathKind::Direct)
-        };
+        let class = self.class(&remote);
+        let kind = kind_of(class);
         let rtt = path.stats().rtt;
         if kind == PathKind::Direct {
             // What worked is what to begin with next time.
@@ -316,26 +369,90 @@ impl Manager {
         self.feed(Input::Opened { path: key(id), class, rtt });
     }
 
-    /// Tells QUIC, and through it the peer, which candidates we have.
+    fn class(&self, remote: &SocketAddr) -> Class {
+        if let Some(by_turn) = self.peers.turns.remote(remote) {
+            return Class::Turn(by_turn.peer);
+        }
+        if self.peers.magic.owns(remote) {
+            return Class::Relay;
+        }
+        let remote = canonical(*remote);
+        let is_relayed = self.theirs.borrow().contains(&(Sort::Relayed, remote));
+        if is_relayed { Class::Turn(remote) } else { Class::Direct(remote) }
+    }
+
+    /// Tells QUIC, and through it the peer, which candidates we have. Relayed ones are not of use
+    /// while there is a direct path.
     fn offer(&mut self) {
         let Some(connection) = self.weak.upgrade() else { return };
-        let wanted = self.candidates.borrow_and_update().clone();
-        let gone: Vec<SocketAddr> =
-            self.offered.iter().filter(|addr| !wanted.contains(addr)).copied().collect();
-        for addr in &gone {
+        if self.strategy == Strategy::AlwaysRelay {
+            return;
+        }
+        let mut wanted = self.candidates.borrow_and_update().clone();
+        wanted.retain(|it| it.kind != Kind::Relayed || self.seat.is_open());
+        let has = |list: &[Candidate], addr| list.iter().any(|it| it.addr == addr);
+        let mut is_lost = false;
+        for Candidate { addr, kind, .. } in self.offered.iter().filter(|it| !has(&wanted, it.addr))
+        {
+            is_lost |= *kind != Kind::Relayed;
             // Fails when the peer speaks no multipath: then there is the relay only.
             let _failed = connection.remove_nat_traversal_address(*addr);
         }
-        for addr in wanted.iter().filter(|addr| !self.offered.contains(addr)) {
+        for Candidate { addr, .. } in wanted.iter().filter(|it| !has(&self.offered, it.addr)) {
             if let Err(error) = connection.add_nat_traversal_address(*addr) {
                 tracing::debug!(%error, %addr, "candidate not offered");
             }
         }
         self.offered = wanted;
-        if !gone.is_empty() {
+        self.tell = Some((Instant::now(), 0));
+        if is_lost {
             self.feed(Input::AddressLost);
         }
+        self.close_lost_turns(&connection);
         self.count_candidates();
+    }
+
+    /// Tells the peer what sorts our candidates are of.
+    fn tell(&mut self, connection: &noq::Connection) {
+        let Some((_, told)) = self.tell.filter(|(at, _)| *at <= Instant::now()) else { return };
+        let sort = |kind| match kind {
+            Kind::Host => Sort::Host,
+            Kind::ServerReflexive => Sort::ServerReflexive,
+            Kind::Relayed => Sort::Relayed,
+        };
+        let sorts: Vec<_> = self.offered.iter().map(|it| (sort(it.kind), it.addr)).collect();
+        // Fails with a peer that takes none.
+        let sent = connection.send_datagram(offer::encode(&sorts));
+        let next = TELL_AGAIN.get(told as usize).filter(|_| sent.is_ok());
+        self.tell = next.map(|wait| (Instant::now() + *wait, told + 1));
+    }
+
+    /// The peer told which candidates it has.
+    fn on_theirs(&mut self) {
+        self.theirs.mark_unchanged();
+        let Some(connection) = self.weak.upgrade() else { return };
+        let live: Vec<_> = lock(&self.state.ledger).live.clone().into_iter().collect();
+        for (path, kind) in live {
+            let open = connection.path(PathId::from(path));
+            let Some(remote) = open.and_then(|path| path.remote_address().ok()) else { continue };
+            if kind_of(self.class(&remote)) != kind {
+                self.on_open(&connection, PathId::from(path));
+            }
+        }
+        self.count_candidates();
+    }
+
+    /// Paths through an allocation that is gone lead nowhere.
+    fn close_lost_turns(&mut self, connection: &noq::Connection) {
+        let live = lock(&self.state.ledger).live.clone();
+        for (path, _) in live.into_iter().filter(|(_, kind)| *kind == PathKind::Turn) {
+            let Some(open) = connection.path(PathId::from(path)) else { continue };
+            let Ok(remote) = open.remote_address() else { continue };
+            if self.peers.magic.owns(&remote) && self.peers.turns.remote(&remote).is_none() {
+                let _last = open.close();
+                self.feed(Input::Closed { path });
+            }
+        }
     }
 
     fn count_candidates(&mut self) {
@@ -344,11 +461,14 @@ impl Manager {
             Side::Client => connection.get_remote_nat_traversal_addresses(),
             Side::Server => Ok(Vec::new()),
         };
-        let remote = remote.map_or(0, |addrs| addrs.len());
-        self.feed(Input::Candidates { local: self.offered.len(), remote });
+        let remote = remote.unwrap_or_default();
+        let told: Vec<SocketAddr> = self.theirs.borrow().iter().map(|(_, addr)| *addr).collect();
+        self.seat.invite(remote.iter().copied().chain(told));
+        self.feed(Input::Candidates { local: self.offered.len(), remote: remote.len() });
     }
 
-    fn act(&mut self, connection: &noq::Connection) {
+    /// Does what the selector wants; returns whether other candidates are to be offered.
+    fn act(&mut self, connection: &noq::Connection) -> bool {
         while let Some(action) = self.selector.poll_action() {
             match action {
                 Action::Use { path, on } => {
@@ -381,12 +501,14 @@ impl Manager {
                 }
             }
         }
-        let Some((path, class)) = self.selector.selected() else { return };
-        let selected = match class {
-            Class::Relay => (path, (PathKind::Relayed, None)),
-            Class::Direct(addr) => (path, (PathKind::Direct, Some(addr))),
+        let Some((path, class)) = self.selector.selected() else { return false };
+        let remote = match class {
+            Class::Relay => None,
+            Class::Turn(addr) | Class::Direct(addr) => Some(addr),
         };
+        let selected = (path, (kind_of(class), remote));
         self.state.selected.send_if_modified(|old| std::mem::replace(old, selected) != selected);
+        self.seat.on_selected(class)
     }
 
     /// Begins a round. Our first packets wait until the peer, which hears of the round over the
@@ -433,13 +555,21 @@ impl Drop for Manager {
 }
 
 /// Sends a packet beside QUIC.
-async fn send(peers: &Peers, to: SocketAddr, packet: &Bytes) {
+pub(super) async fn send(peers: &Peers, to: SocketAddr, packet: &Bytes) {
     let destination = super::magic::mapped(to);
     let transmit =
         Transmit { destination, ecn: None, contents: packet, segment_size: None, src_ip: None };
     let sent = poll_fn(|cx| lock(&peers.sender).as_mut().poll_send(&transmit, cx)).await;
     if let Err(error) = sent {
         tracing::trace!(%error, %to, "packet not sent");
+    }
+}
+
+const fn kind_of(class: Class) -> PathKind {
+    match class {
+        Class::Relay => PathKind::Relayed,
+        Class::Turn(_) => PathKind::Turn,
+        Class::Direct(_) => PathKind::Direct,
     }
 }
 

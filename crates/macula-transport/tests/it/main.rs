@@ -7,3 +7,4 @@ mod flow;
 mod frames;
 mod peers;
 mod support;
+mod turn;

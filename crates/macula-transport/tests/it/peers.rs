@@ -1,6 +1,6 @@
 //! Links between peers: relayed, direct, and from one to the other.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use macula_transport::{
 };
 use tokio::sync::mpsc;
 
-use crate::support::{Side, endpoint, frame, soon, target};
+use crate::support::{Side, config, endpoint, frame, soon, target};
 
 const LANE: Channel = Channel::Lane(1);
 
@@ -29,10 +29,10 @@ struct Weather {
 }
 
 /// A gateway that does nothing but relay, and two peers.
-struct Hub {
+pub(crate) struct Hub {
     weather: Arc<Weather>,
-    alice: Endpoint,
-    bob: Endpoint,
+    pub(crate) alice: Endpoint,
+    pub(crate) bob: Endpoint,
     _gateway: Endpoint,
     _links: [Side; 2],
 }
@@ -50,14 +50,24 @@ fn id(seed: u8) -> macula_proto::EndpointId {
 }
 
 async fn hub(change: impl Fn(&mut EndpointConfig)) -> Hub {
-    let gateway = endpoint(1);
+    hub_with(|_, config| change(config)).await
+}
+
+/// With settings by seed: 2 for alice, 3 for bob.
+pub(crate) async fn hub_with(change: impl Fn(u8, &mut EndpointConfig)) -> Hub {
+    let mut config = config(1);
+    config.listen = Some((Ipv6Addr::UNSPECIFIED, 0).into());
+    let gateway = Endpoint::bind(&config).unwrap();
     let weather = Arc::new(Weather::default());
-    let (alice, bob) = (peer(2, &change), peer(3, &change));
+    let (alice, bob) = (peer(2, |it| change(2, it)), peer(3, |it| change(3, it)));
     let (sender, events) = mpsc::channel(1024);
     let mut at_gateway = Vec::new();
     let mut links = Vec::new();
     for (number, peer) in [(2, &alice), (3, &bob)] {
-        let gateway_at = target(&gateway, 1);
+        let is_ipv6 = peer.local_addr().is_ipv6();
+        let host = if is_ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+        let mut gateway_at = target(&gateway, 1);
+        gateway_at.addrs = vec![SocketAddr::new(host, gateway.local_addr().port())];
         let (dialled, accepted) = tokio::join!(peer.dial(&gateway_at), gateway.accept());
         let link = accepted.unwrap().start(LinkId(number), sender.clone());
         link.open_lanes();
@@ -112,8 +122,13 @@ async fn relay(mut events: mpsc::Receiver<LinkEvent>, links: Vec<Link>, weather:
 }
 
 impl Hub {
+    /// Packets that the gateway was given.
+    pub(crate) fn passed(&self) -> u64 {
+        self.weather.passed.load(Ordering::Relaxed)
+    }
+
     /// Both ends of a link that alice dialled.
-    async fn link(&self) -> (Side, Side) {
+    pub(crate) async fn link(&self) -> (Side, Side) {
         let (dialled, accepted) =
             soon("a link", async { tokio::join!(self.alice.dial_peer(id(3)), self.bob.accept()) })
                 .await;
@@ -127,7 +142,7 @@ impl Hub {
     }
 }
 
-async fn until(side: &Side, wanted: PathKind) {
+pub(crate) async fn until(side: &Side, wanted: PathKind) {
     let mut watch = side.link.watch_path().unwrap();
     let changed = async {
         while watch.now().0 != wanted {
@@ -138,7 +153,7 @@ async fn until(side: &Side, wanted: PathKind) {
 }
 
 /// Sends numbered frames one way and checks that all come, in order.
-async fn exchange(from: &mut Side, to: &mut Side, count: u32, bytes: usize) {
+pub(crate) async fn exchange(from: &mut Side, to: &mut Side, count: u32, bytes: usize) {
     for number in 0..count {
         let mut body = number.to_be_bytes().to_vec();
         body.resize(bytes.max(4), 7);
