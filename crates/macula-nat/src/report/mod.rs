@@ -5,9 +5,11 @@
 //! nobody else, hairpinning between two sockets. [`Report`] says what was found.
 
 mod check;
+mod lifetime;
 #[cfg(test)]
 mod tests;
 mod verdict;
 
 pub use check::{Check, CheckConfig, Patience, Socket, StunServer, Transmit};
+pub use lifetime::{LIFETIME_MAX, Lifetime, LifetimeReport};
 pub use verdict::{Filtering, Mapping, Report, ServerReport};

@@ -17,7 +17,7 @@ use turn_client_proto::udp::TurnClientUdp;
 use turn_types::{AddressFamily, TransportType, TurnCredentials};
 
 use crate::address::canonical;
-use crate::stun::parse;
+use crate::stun::{CHANNEL_HEADER_BYTES, Kind, NotStun, classify, frame_length, parse};
 
 /// IP addresses that one allocation lets in at most; permissions for more are not asked for.
 pub const PERMISSIONS_MAX: usize = 64;
@@ -92,6 +92,8 @@ pub struct Allocation {
     channels: BTreeSet<SocketAddr>,
     events: VecDeque<Event>,
     wake: Option<Time>,
+    /// Of a stream: the beginning of the next message, shorter than the longest there is.
+    stream: Vec<u8>,
     /// The server's last error, by its code.
     refusal: Option<u16>,
     /// How often it wanted (other) credentials.
@@ -123,6 +125,7 @@ impl Allocation {
             channels: BTreeSet::new(),
             events: VecDeque::new(),
             wake: None,
+            stream: Vec::new(),
             refusal: None,
             challenges: 0,
         };
@@ -169,7 +172,11 @@ impl Allocation {
     pub fn send(&mut self, now: Time, peer: SocketAddr, packet: &[u8]) -> Option<Vec<u8>> {
         let peer = canonical(peer);
         let built = self.client.send_to(TransportType::Udp, peer, packet, instant(now)).ok()??;
-        let bytes = built.build().data;
+        let mut bytes = built.build().data;
+        if self.config.is_stream {
+            // ChannelData is padded on streams (RFC 8656 §12.5), which the library leaves out.
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
         self.count(now, peer);
         Some(bytes)
     }
@@ -202,6 +209,29 @@ impl Allocation {
         if canonical(from) != canonical(self.config.server) || bytes.is_empty() {
             return;
         }
+        if !self.config.is_stream {
+            return self.take(now, bytes);
+        }
+        // Cut here, as the library takes the padding of ChannelData for the next message.
+        let mut stream = std::mem::take(&mut self.stream);
+        stream.extend_from_slice(bytes);
+        let mut rest = stream.as_slice();
+        while let Some((frame, behind)) = match frame_length(rest) {
+            Ok(length) => length.and_then(|length| rest.split_at_checked(length)),
+            Err(NotStun) => return self.fail(),
+        } {
+            let length = match classify(frame) {
+                Kind::Channel { length, .. } => CHANNEL_HEADER_BYTES + length,
+                Kind::Stun | Kind::Other => frame.len(),
+            };
+            self.take(now, frame.get(..length).unwrap_or(frame));
+            rest = behind;
+        }
+        self.stream = rest.to_vec();
+    }
+
+    /// Takes one message or ChannelData.
+    fn take(&mut self, now: Time, bytes: &[u8]) {
         if self.relayed.is_none() {
             self.note_refusal(bytes);
         }

@@ -579,17 +579,22 @@ struct Ours {
     events: Vec<Event>,
     /// First bytes of what went to the server.
     sent: Vec<u8>,
+    is_stream: bool,
 }
 
 impl Ours {
     const SERVER: &str = "9.9.9.9:3478";
 
     fn new(password: Option<&str>) -> Self {
+        Self::over(false, password)
+    }
+
+    fn over(is_stream: bool, password: Option<&str>) -> Self {
         let world = World::new(|_| {});
         let alice = alice();
         let password = password.map_or_else(|| world.issuer.password(&alice), str::to_owned);
         let config = AllocationConfig {
-            is_stream: false,
+            is_stream,
             local: client(1).remote,
             server: addr(Self::SERVER),
             username: alice,
@@ -597,7 +602,7 @@ impl Ours {
             is_ipv6: false,
         };
         let allocation = Allocation::new(world.now().time, config);
-        Self { world, allocation, events: Vec::new(), sent: Vec::new() }
+        Self { world, allocation, events: Vec::new(), sent: Vec::new(), is_stream }
     }
 
     fn now(&self) -> Time {
@@ -606,14 +611,22 @@ impl Ours {
 
     fn give(&mut self, packet: &[u8]) {
         self.sent.extend(packet.first());
+        assert!(!self.is_stream || packet.len().is_multiple_of(4), "padded");
         for out in self.world.packet(client(1), packet) {
             let back = match out {
                 Out::ToPeer(relay, peer, data) => self.world.peer(relay, &peer.to_string(), &data),
                 other => vec![other],
             };
             for out in back {
-                let Out::ToClient(_, data) = out else { continue };
-                self.allocation.handle_input(self.now(), addr(Self::SERVER), &data);
+                let Out::ToClient(_, mut data) = out else { continue };
+                // A stream pads ChannelData, and cuts where it likes.
+                let piece = if self.is_stream { 7 } else { data.len() };
+                if self.is_stream {
+                    data.resize(data.len().next_multiple_of(4), 0);
+                }
+                for piece in data.chunks(piece) {
+                    self.allocation.handle_input(self.now(), addr(Self::SERVER), piece);
+                }
             }
         }
     }
@@ -672,7 +685,12 @@ fn our_client_allocates_and_keeps_what_it_has_for_hours() {
 
 #[test]
 fn who_gets_much_gets_a_channel() {
-    let mut ours = Ours::new(None);
+    for is_stream in [false, true] {
+        gets_a_channel(Ours::over(is_stream, None));
+    }
+}
+
+fn gets_a_channel(mut ours: Ours) {
     ours.run(2);
     ours.allocation.permit(ours.now(), addr(PEER).ip());
     ours.run(1);
@@ -682,14 +700,14 @@ fn who_gets_much_gets_a_channel() {
     }
     ours.sent.clear();
     ours.events.clear();
-    assert!(ours.send(PEER, b"more"));
+    assert!(ours.send(PEER, b"more more"));
     assert_eq!(ours.sent[0] & 0xc0, 0x40, "ChannelData");
-    assert_eq!(ours.events, [Event::Data { peer: addr(PEER), packet: b"more".to_vec() }]);
+    assert_eq!(ours.events, [Event::Data { peer: addr(PEER), packet: b"more more".to_vec() }]);
     // Channels last 10 minutes, permissions 5.
     ours.run(4_000);
     ours.events.clear();
-    assert!(ours.send(PEER, b"more"));
-    assert_eq!(ours.events, [Event::Data { peer: addr(PEER), packet: b"more".to_vec() }]);
+    assert!(ours.send(PEER, b"more more"));
+    assert_eq!(ours.events, [Event::Data { peer: addr(PEER), packet: b"more more".to_vec() }]);
 }
 
 #[test]
