@@ -124,6 +124,9 @@ pub struct Config {
     pub memory_bytes_max: usize,
     /// Links to other leaves at once, at a leaf. Default 256.
     pub peer_links_max: usize,
+    /// A link to another leaf on which nothing but control went for so long is closed. Default
+    /// 5 min.
+    pub peer_link_idle: Duration,
     /// What a router relays for one peer a second, bytes; what comes faster is dropped. 0: no
     /// limit. Default 8 MiB.
     pub relay_bytes_per_second_per_peer: u64,
@@ -174,6 +177,7 @@ impl Config {
             sessions_detached_max: 16_384,
             memory_bytes_max: 1 << 30,
             peer_links_max: 256,
+            peer_link_idle: Duration::from_secs(300),
             relay_bytes_per_second_per_peer: 8 << 20,
             relay_bytes_per_second: 128 << 20,
             verifier: None,

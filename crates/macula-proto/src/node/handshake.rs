@@ -605,6 +605,7 @@ impl Node {
             Timer::Stall(link_id),
             Timer::Rate(link_id),
             Timer::Retire(link_id),
+            Timer::Idle(link_id),
         ] {
             self.timers.clear(timer);
         }

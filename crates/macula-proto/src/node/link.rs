@@ -247,6 +247,8 @@ pub(super) struct PeerLink {
     pub(super) granted: BTreeSet<RealmTag>,
     /// Another link to the same peer is used instead: this one ends when its calls have.
     pub(super) is_retiring: bool,
+    /// When something but control went over it last.
+    pub(super) used: Option<Time>,
 }
 
 /// One link.
@@ -318,6 +320,13 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// Something goes over the link; control alone does not keep a link between leaves.
+    pub(super) fn note_use(&mut self, now: Time, channel: Channel) {
+        if let Some(peer_link) = self.peer_link.as_mut().filter(|_| channel != Channel::Control) {
+            peer_link.used = Some(now);
+        }
+    }
+
     pub(super) fn new(now: Time, peer: EndpointId, dialled: bool, remote: SocketAddr) -> Self {
         Self {
             peer,

@@ -202,6 +202,7 @@ impl Node {
                 Timer::RealmRate(tag) => self.release(now, PauseReason::RealmRate(tag)),
                 Timer::Permits => self.on_permits_due(now),
                 Timer::Retire(link) => self.on_retire_due(now, link),
+                Timer::Idle(link) => self.on_idle_due(now, link),
             }
         }
     }
@@ -352,6 +353,7 @@ impl Node {
         }
         link.heard = now;
         link.suspect = false;
+        link.note_use(now, channel);
         let stage = link.stage;
         let (kind, bytes) = (frame.kind, frame.payload.len());
         let message = match wire::decode(frame, channel) {
@@ -441,6 +443,7 @@ impl Node {
             }
             return;
         }
+        link.note_use(now, channel);
         let Some(queue) = link.queue_mut(now, channel) else { return };
         queue.push(now, queued);
         queue.pump(link_id, channel, &mut self.transmits);

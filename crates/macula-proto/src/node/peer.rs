@@ -34,8 +34,9 @@ impl Node {
         self.stats.links_up += 1;
         let peer_links = self.links.values().filter(|link| link.peer_link.is_some()).count();
         let mut entry = Link::new(now, peer, dialled, remote);
-        entry.peer_link = Some(PeerLink::default());
+        entry.peer_link = Some(PeerLink { used: Some(now), ..PeerLink::default() });
         self.links.insert(link, entry);
+        self.timers.set(Timer::Idle(link), now + self.config.peer_link_idle);
         let refusal = if self.config.role != Role::Leaf || peer == self.id {
             Some((CloseCode::Denied, "this endpoint takes no links of peers"))
         } else if self.draining {
@@ -179,6 +180,20 @@ impl Node {
             return self.close_link(now, link_id, CloseCode::Duplicate, reason);
         }
         self.timers.set(Timer::Retire(link_id), now + RETIRE_INTERVAL);
+    }
+
+    /// Ends a link that nothing but control went over for long, unless calls are open on it.
+    pub(super) fn on_idle_due(&mut self, now: Time, link_id: LinkId) {
+        let Some(link) = self.links.get(&link_id) else { return };
+        let Some(peer_link) = &link.peer_link else { return };
+        let is_busy = !link.calls_in.is_empty() || !link.calls_out.is_empty();
+        let since = if is_busy { now } else { peer_link.used.unwrap_or(now) };
+        let end = since + self.config.peer_link_idle;
+        if end <= now {
+            let reason = "nothing went over this link for long";
+            return self.close_link(now, link_id, CloseCode::Done, reason);
+        }
+        self.timers.set(Timer::Idle(link_id), end);
     }
 
     /// A link is gone; another one to the same peer may take its place.

@@ -23,6 +23,8 @@ pub(super) enum Timer {
     /// The first permit ends.
     Permits,
     Retire(LinkId),
+    /// A link to a peer that carries nothing ends.
+    Idle(LinkId),
 }
 
 impl Timer {
@@ -32,7 +34,7 @@ impl Timer {
 
     const fn kind(self) -> TimerKind {
         match self {
-            Self::Handshake(_) | Self::Retire(_) => TimerKind::Handshake,
+            Self::Handshake(_) | Self::Retire(_) | Self::Idle(_) => TimerKind::Handshake,
             Self::Probe(_) | Self::Watch(_) => TimerKind::Probe,
             Self::Stall(_) => TimerKind::Stall,
             Self::Deadline(_) => TimerKind::Deadline,

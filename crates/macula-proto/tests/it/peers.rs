@@ -59,6 +59,35 @@ fn calls_to_a_peer_take_the_link_to_it_and_others_the_router() {
 }
 
 #[test]
+fn a_peer_link_that_carries_nothing_ends_and_calls_go_on_by_the_router() {
+    let (mut world, router, alice, bob) = hub();
+    world.serve_echo(bob, "echo");
+    world.connect_peers(alice, bob);
+    world.settle();
+    let to_bob = target(&world, bob);
+    // Used every two minutes it stays.
+    for _ in 0..5 {
+        world.run_for(Duration::from_secs(120));
+        let call = world.call_with(alice, "echo", "still", |spec| spec.target = to_bob);
+        world.settle();
+        assert_eq!(world.result(alice, call), Some(Ok("still".to_owned())));
+    }
+    assert_eq!((links(&world, alice), links(&world, bob)), ((2, 1), (2, 1)));
+    world.run_for(Duration::from_secs(290));
+    assert_eq!(links(&world, alice), (2, 1), "not yet");
+    world.run_for(Duration::from_secs(30));
+    assert_eq!((links(&world, alice), links(&world, bob)), ((1, 0), (1, 0)));
+    let before = world.node(router).stats().calls;
+    let call = world.call_with(alice, "echo", "routed", |spec| spec.target = to_bob);
+    world.settle();
+    assert_eq!(world.result(alice, call), Some(Ok("routed".to_owned())));
+    assert_eq!(world.node(router).stats().calls, before + 1);
+    world.connect_peers(alice, bob);
+    world.settle();
+    assert_eq!(links(&world, alice), (2, 1), "opened again");
+}
+
+#[test]
 fn without_the_router_calls_to_a_peer_go_on() {
     let (mut world, router, alice, bob) = hub();
     world.serve_echo(alice, "echo");
@@ -354,8 +383,12 @@ fn peers_check_each_others_grants() {
     assert_eq!(world.result(alice, allowed), Some(Ok("hello".to_owned())));
     let failure = world.result(alice, denied).expect("done").expect_err("it is not allowed");
     assert_eq!(failure.class, ErrorClass::Denied);
-    // and the link ends with the grants
-    world.run_for(Duration::from_secs(3_700));
+    // and the link, which is in use, ends with the grants
+    for _ in 0..37 {
+        world.run_for(Duration::from_secs(100));
+        world.call_with(alice, "a", "hello", |spec| spec.target = to_bob);
+    }
+    world.settle();
     let has_expelled = |who| world.has(who, |event| matches!(event, Event::Expelled { .. }));
     assert!(has_expelled(alice) || has_expelled(bob));
     assert_eq!(links(&world, alice), (0, 0));
