@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use macula_grant::{Grant, GrantVerifier};
 use macula_proto::node::{Config, Role};
-use macula_transport::{Endpoint, EndpointConfig, SecretKey, Strategy};
+use macula_transport::{
+    Endpoint, EndpointConfig, SecretKey, Strategy, StunUri, TurnServer, TurnUse,
+};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
@@ -19,6 +21,7 @@ use crate::key::load_or_create_key;
 use crate::membership::{self, GrantSource, Membership};
 use crate::node::Node;
 use crate::shared::Owner;
+use crate::turn;
 use crate::visitor::Visitor;
 
 /// A start that is not told otherwise gives up after this.
@@ -58,6 +61,10 @@ pub struct NodeBuilder {
     agent: Option<String>,
     strategy: Strategy,
     via: Via,
+    stun_servers: Vec<StunUri>,
+    turn_servers: Vec<TurnServer>,
+    turn_of_gateway: bool,
+    turn_use: TurnUse,
 }
 
 impl NodeBuilder {
@@ -72,6 +79,10 @@ impl NodeBuilder {
             agent: None,
             strategy: Strategy::default(),
             via: Via::default(),
+            stun_servers: Vec::new(),
+            turn_servers: Vec::new(),
+            turn_of_gateway: false,
+            turn_use: TurnUse::default(),
         }
     }
 
@@ -145,6 +156,35 @@ impl NodeBuilder {
         self
     }
 
+    /// STUN servers (RFC 8489) that are asked where this node is seen, beside the gateway, from the
+    /// socket that it uses. At most 8 are. `stun:HOST:PORT` parses as a [`StunUri`].
+    pub fn stun_servers(mut self, servers: impl IntoIterator<Item = StunUri>) -> Self {
+        self.stun_servers = servers.into_iter().collect();
+        self
+    }
+
+    /// TURN servers (RFC 8656) that relay for links to peers which stay without a direct path; the
+    /// gateway relays until then, and when they fail. Two are used at once, and the next when one
+    /// fails. Servers of any make will do; `turn:HOST:PORT?transport=udp`, the same with `tcp`, and
+    /// `turns:HOST:PORT` parse as a [`macula_transport::TurnUri`].
+    pub fn turn_servers(mut self, servers: impl IntoIterator<Item = TurnServer>) -> Self {
+        self.turn_servers = servers.into_iter().collect();
+        self
+    }
+
+    /// Also uses the TURN server of the gateway, with credentials that it gives to members of the
+    /// realm. Default: no.
+    pub fn turn_of_gateway(mut self, is_used: bool) -> Self {
+        self.turn_of_gateway = is_used;
+        self
+    }
+
+    /// When TURN servers are asked for an address. Default: [`TurnUse::WhenRelayed`].
+    pub fn turn_use(mut self, when: TurnUse) -> Self {
+        self.turn_use = when;
+        self
+    }
+
     /// Program and version told to peers. Default: this library's.
     pub fn agent(mut self, agent: impl Into<String>) -> Self {
         self.agent = Some(agent.into());
@@ -177,13 +217,18 @@ impl NodeBuilder {
             (None, None) => return Err(missing("a realm", "realm` or `grant")),
         };
         let timeout = self.connect_timeout;
-        let Dialling { owner, progress, .. } = self.dial(true)?;
+        let turn = self.turn_of_gateway.then(|| self.turn_servers.clone());
+        let Dialling { owner, progress, endpoint, .. } = self.dial(true)?;
         let membership = match (open, &grant) {
             (None, Some(grant)) => Membership::granted(grant, owner.shared.id)?,
             (Some(open), _) => open,
             (None, None) => return Err(StartError::Closed),
         };
         let node = connected(&owner, membership, progress, timeout).await?;
+        if let Some(others) = turn {
+            let following = turn::follow(Arc::downgrade(&owner), endpoint, others);
+            owner.tasks.spawn(following);
+        }
         if let (GrantSource::File(path), Some(grant)) = (source, grant) {
             owner.tasks.spawn(membership::follow(owner.shared.clone(), path, grant));
         }
@@ -202,7 +247,7 @@ impl NodeBuilder {
     /// Outside a tokio runtime with I/O and time.
     pub async fn visit(self) -> Result<Visitor, StartError> {
         let timeout = self.connect_timeout;
-        let Dialling { owner, progress, mut events } = self.dial(false)?;
+        let Dialling { owner, progress, mut events, .. } = self.dial(false)?;
         let visiting = async {
             while let Some(event) = events.next().await {
                 match event {
@@ -240,16 +285,19 @@ impl NodeBuilder {
         let mut settings = EndpointConfig::new(key.clone());
         (settings.peers, settings.strategy) = (peers, self.strategy);
         settings.tunnels = self.via != Via::Udp;
+        (settings.stun_servers, settings.turn_servers) = (self.stun_servers, self.turn_servers);
+        settings.turn_use = self.turn_use;
         let socket = Endpoint::bind(&settings).map_err(bind_error)?;
         let Started { owner, endpoint, links } = endpoint::start(&key, config, socket)?;
         let (accepting, accepted) = (endpoint.clone(), links.clone());
+        let dialling = endpoint.clone();
         // Before anything can happen, so that nothing is missed.
         let events = owner.shared.listen();
         let (sender, progress) = watch::channel(Progress::default());
         let connector = Connector {
             via: self.via,
             shared: owner.shared.clone(),
-            endpoint,
+            endpoint: dialling,
             gateways,
             known,
             links,
@@ -266,7 +314,7 @@ impl NodeBuilder {
         if peers {
             owner.tasks.spawn(connector::accept(owner.shared.clone(), accepting, accepted));
         }
-        Ok(Dialling { owner, progress, events })
+        Ok(Dialling { owner, progress, events, endpoint })
     }
 }
 
@@ -275,6 +323,7 @@ struct Dialling {
     owner: Arc<Owner>,
     progress: watch::Receiver<Progress>,
     events: Events,
+    endpoint: Arc<Endpoint>,
 }
 
 /// Waits for the admission to the realm, or for what makes it hopeless. Dropping `owner` on the

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use macula_proto::EndpointId;
 use macula_proto::node::{LinkStatus, RealmSummary, Role, Stats};
-use macula_transport::PathInfo;
+use macula_transport::{PathInfo, TurnStatus};
 
 /// What an endpoint is connected to, serves and has done.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct Status {
     pub links: Vec<LinkStatus>,
     /// The paths of links to peers, gateways apart.
     pub paths: Vec<(EndpointId, PathInfo)>,
+    /// The TURN servers that were asked to relay for links to peers, and what they relay.
+    pub turn: Vec<TurnStatus>,
     /// Realms joined or hosted.
     pub realms: Vec<RealmStatus>,
     /// Counters since the start.

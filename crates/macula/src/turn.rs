@@ -1,8 +1,9 @@
 //! What a gateway offers against NATs: STUN, and TURN with credentials.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use macula_transport::{Endpoint, TurnServer};
 use serde_json::Value;
 
 use crate::call::CallBuilder;
@@ -11,6 +12,37 @@ use crate::shared::{Command, Owner};
 
 /// Built-in procedure of gateways (docs/protocol §6.6).
 const PROCEDURE: &str = "macula.turn";
+/// Credentials that were not given are asked for again after this.
+const RETRY: Duration = Duration::from_secs(30);
+/// ... and those that were are asked for anew no more often.
+const RENEWAL_MIN: Duration = Duration::from_secs(10);
+
+/// Has the endpoint use the gateway's TURN server, with credentials that are always good, after
+/// `others`. Ends with the owner.
+pub(crate) async fn follow(owner: Weak<Owner>, endpoint: Arc<Endpoint>, others: Vec<TurnServer>) {
+    loop {
+        let Some(asker) = owner.upgrade() else { return };
+        let stopping = asker.shared.stopping.clone();
+        let asked = stopping.run_until_cancelled(NatServices::ask(&asker)).await;
+        drop(asker);
+        let wait = match asked {
+            None => return,
+            Some(Ok(NatServices { turn: Some(turn), .. })) => {
+                let servers = others.iter().cloned().chain(turn.servers());
+                endpoint.set_turn_servers(servers.collect());
+                (turn.lifetime / 2).max(RENEWAL_MIN)
+            }
+            Some(Ok(_)) => RETRY,
+            Some(Err(error)) => {
+                tracing::debug!(%error, "the gateway's TURN server");
+                RETRY
+            }
+        };
+        if stopping.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+            return;
+        }
+    }
+}
 
 /// Credentials of a TURN server (RFC 8656), good until they expire. Any TURN client can use them.
 #[derive(Clone, PartialEq, Eq)]
@@ -26,6 +58,18 @@ pub struct TurnCredentials {
     pub realm: String,
     /// How long they hold, from the moment of the answer. Ask again before.
     pub lifetime: Duration,
+}
+
+impl TurnCredentials {
+    /// The servers, each with these credentials; those of kinds that are not known are left out.
+    pub fn servers(&self) -> impl Iterator<Item = TurnServer> + '_ {
+        let uris = self.uris.iter().filter_map(|uri| uri.parse().ok());
+        uris.map(|uri| TurnServer {
+            uri,
+            username: self.username.clone(),
+            password: self.password.clone(),
+        })
+    }
 }
 
 impl std::fmt::Debug for TurnCredentials {

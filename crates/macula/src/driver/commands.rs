@@ -187,6 +187,7 @@ impl Driver {
             self.links.values().filter_map(|link| Some((link.peer, link.transport.path()?)));
         Status {
             paths: paths.collect(),
+            turn: self.endpoint.turn_status(),
             id: self.shared.id,
             role: self.shared.role,
             uptime: self.shared.clock.now() - Time::START,
