@@ -85,20 +85,33 @@ def build():
     inside(ROUTER, "sysctl", "-qw", "net.ipv4.ip_forward=1")
 
 
-def check(macula, env, kind, gateway):
+def check(macula, env, kind, gateway, *options):
     rules, is_private, expected = KINDS[kind]
     rules = rules.replace("} ", "}\n")
     inside(ROUTER, "nft", "-f", "-", stdin=f"flush ruleset\ntable ip t {{\n{rules}\n}}\n")
     via, source = ("192.168.1.1", "192.168.1.2") if is_private else ("198.18.2.1", "198.18.2.2")
     inside(HOST, "ip", "route", "replace", "default", "via", via, "src", source)
     output = subprocess.run(
-        ["ip", "netns", "exec", HOST, macula, "netcheck", "--json", "-g", gateway],
+        ["ip", "netns", "exec", HOST, macula, "netcheck", "--json", "-g", gateway, *options],
         env=env, check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout
     report = json.loads(output)
     wrong = {key: report[key] for key, value in expected.items() if report[key] != value}
     print(f"{'FAIL' if wrong else 'ok  '} {kind}: {report['verdict']}", flush=True)
     if wrong:
         sys.exit(f"{kind}: {wrong}, expected {expected}\n{json.dumps(report, indent=1)}")
+    return report
+
+
+def lifetime(macula, env, gateway):
+    """A router that forgets after 12 s."""
+    for name in ("udp_timeout", "udp_timeout_stream"):
+        inside(ROUTER, "sysctl", "-qw", f"net.netfilter.nf_conntrack_{name}=12")
+    report = check(macula, env, "portrestricted", gateway, "--lifetime", "20s")
+    found = report["mapping_lifetime"]
+    is_right = found == {"at_least_s": 10, "below_s": 15, "known": True}
+    print(f"{'ok  ' if is_right else 'FAIL'} a mapping of 12 s lasts 10 to 15 s", flush=True)
+    if not is_right:
+        sys.exit(f"lifetime: {found}")
 
 
 def main():
@@ -122,6 +135,7 @@ def main():
             gateway = f"{listening['id']}@{listening['addr']}"
             for kind in KINDS:
                 check(macula, env, kind, gateway)
+            lifetime(macula, env, gateway)
         finally:
             if process:
                 process.stdin.close()

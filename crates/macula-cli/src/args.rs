@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use macula::{StunUri, TurnUri};
+
 use crate::address::GatewayAddress;
 use crate::bench::Garbage;
 use crate::cmd::lab::LabCommand;
@@ -127,6 +129,70 @@ pub(crate) struct ConnectArgs {
     /// How to reach the gateway: by UDP, by TLS over TCP, or by whichever works, UDP first
     #[arg(long, env = "MACULA_VIA", value_name = "VIA", default_value = "auto")]
     pub(crate) via: ViaArg,
+    #[command(flatten)]
+    pub(crate) nat: NatArgs,
+}
+
+impl ConnectArgs {
+    /// With no key, by UDP, and with no servers but the gateway.
+    pub(crate) fn within(connect_timeout: Duration) -> Self {
+        Self { key: None, connect_timeout, via: ViaArg::Udp, nat: NatArgs::default() }
+    }
+}
+
+/// Servers against NATs that links to peers may use, beside the gateway.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Links to peers")]
+pub(crate) struct NatArgs {
+    /// STUN server to ask for own addresses, stun:HOST[:PORT]; may be repeated
+    #[arg(
+        long = "stun-server",
+        env = "MACULA_STUN_SERVERS",
+        value_name = "URI",
+        value_delimiter = ',',
+        hide_short_help = true
+    )]
+    pub(crate) stun_servers: Vec<StunUri>,
+    /// TURN server to be relayed by where no direct path is: turn:HOST[:PORT][?transport=udp|tcp],
+    /// turns:HOST[:PORT], or `gateway` for the gateway's own; may be repeated
+    #[arg(
+        long = "turn-server",
+        env = "MACULA_TURN_SERVERS",
+        value_name = "URI",
+        value_delimiter = ',',
+        value_parser = turn_server,
+        hide_short_help = true
+    )]
+    pub(crate) turn_servers: Vec<TurnServerArg>,
+    /// Username at the TURN servers
+    #[arg(long, env = "MACULA_TURN_USER", value_name = "NAME", hide_short_help = true)]
+    pub(crate) turn_user: Option<String>,
+    /// Password at the TURN servers; better in the environment, as others can read command lines
+    #[arg(
+        long,
+        env = "MACULA_TURN_PASSWORD",
+        value_name = "PASSWORD",
+        hide_env_values = true,
+        hide_short_help = true
+    )]
+    pub(crate) turn_password: Option<String>,
+    /// Ask TURN servers with the first link to a peer, not when it has stayed without a direct path
+    #[arg(long, hide_short_help = true)]
+    pub(crate) turn_at_once: bool,
+}
+
+/// A value of `--turn-server`.
+#[derive(Clone, Debug)]
+pub(crate) enum TurnServerArg {
+    Gateway,
+    Uri(TurnUri),
+}
+
+fn turn_server(text: &str) -> Result<TurnServerArg, String> {
+    if text == "gateway" {
+        return Ok(TurnServerArg::Gateway);
+    }
+    text.parse().map(TurnServerArg::Uri).map_err(|error: macula::UriError| error.to_string())
 }
 
 /// How to reach a gateway.
@@ -408,6 +474,11 @@ pub(crate) struct NetcheckArgs {
     /// Another STUN server to ask; may be repeated. Two tell more than one
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) stun: Vec<String>,
+    /// Also find out how long a mapping lasts that nothing goes over, which takes that long: up to
+    /// this, at most 120s
+    #[arg(long, value_name = "DURATION", value_parser = duration, num_args = 0..=1,
+          default_missing_value = "120s")]
+    pub(crate) lifetime: Option<Duration>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

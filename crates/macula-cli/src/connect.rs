@@ -4,13 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use macula::{
-    CallBuilder, Event, Events, Node, NodeBuilder, SecretKey, StartError, Strategy, Visitor,
+    CallBuilder, Event, Events, Node, NodeBuilder, SecretKey, StartError, Strategy, TurnServer,
+    TurnUse, Visitor,
 };
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::address::GatewayAddress;
-use crate::args::ConnectArgs;
+use crate::args::{ConnectArgs, NatArgs, TurnServerArg};
 use crate::failure::{Exit, Failure};
 use crate::{known, out};
 
@@ -92,7 +93,7 @@ impl Asker {
 }
 
 fn builder(gateway: &GatewayAddress, args: &ConnectArgs) -> Result<NodeBuilder, Failure> {
-    let mut builder = Node::builder()
+    let mut builder = with_servers(Node::builder(), &args.nat)?
         .gateway(gateway.to_string())
         .connect_timeout(args.connect_timeout)
         .via(args.via.into())
@@ -104,6 +105,31 @@ fn builder(gateway: &GatewayAddress, args: &ConnectArgs) -> Result<NodeBuilder, 
         builder = builder.known_gateways(known::file_of_user()?);
     }
     Ok(builder)
+}
+
+/// Adds STUN and TURN servers.
+fn with_servers(builder: NodeBuilder, args: &NatArgs) -> Result<NodeBuilder, Failure> {
+    let mut servers = Vec::new();
+    let mut is_gateway = false;
+    for server in &args.turn_servers {
+        match (server, &args.turn_user, &args.turn_password) {
+            (TurnServerArg::Gateway, ..) => is_gateway = true,
+            (TurnServerArg::Uri(uri), Some(username), Some(password)) => {
+                let (username, password) = (username.clone(), password.clone());
+                servers.push(TurnServer { uri: uri.clone(), username, password });
+            }
+            (TurnServerArg::Uri(uri), ..) => {
+                return Err(Failure::new(
+                    Exit::Usage,
+                    format!("{uri} wants a username and a password"),
+                    "give them in MACULA_TURN_USER and MACULA_TURN_PASSWORD",
+                ));
+            }
+        }
+    }
+    let when = if args.turn_at_once { TurnUse::AtOnce } else { TurnUse::WhenRelayed };
+    let builder = builder.stun_servers(args.stun_servers.iter().cloned());
+    Ok(builder.turn_servers(servers).turn_of_gateway(is_gateway).turn_use(when))
 }
 
 fn start_failure(gateway: &GatewayAddress, error: StartError) -> Failure {

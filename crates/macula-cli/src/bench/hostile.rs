@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::protocol::{Job, Wish};
 use super::{Crew, TICK, WARM_UP, histogram};
-use crate::args::{BenchCommonArgs, BenchHostileArgs, ConnectArgs, ViaArg};
+use crate::args::{BenchCommonArgs, BenchHostileArgs, ConnectArgs};
 use crate::children::{GatewayProcess, Usage};
 use crate::connect;
 use crate::out::{self, Paint};
@@ -75,7 +75,7 @@ impl Crew {
         self.wish_all(Wish::Reset).await?;
         let (started, before) = (Instant::now(), self.usage());
         let (mut newcomers, mut turned_away) = (histogram(), 0);
-        let connect = ConnectArgs { key: None, connect_timeout: CONNECT_TIMEOUT, via: ViaArg::Udp };
+        let connect = ConnectArgs::within(CONNECT_TIMEOUT);
         while started.elapsed() < span {
             let dialled = Instant::now();
             match connect::node(&self.address, &connect, (Some(REALM), None)).await {

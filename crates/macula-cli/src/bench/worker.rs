@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::flood::{Flood, Pace};
 use super::protocol::{Count, Job, Said, Wish};
-use crate::args::{BenchWorkerArgs, ConnectArgs, PolicyArg, ViaArg};
+use crate::args::{BenchWorkerArgs, ConnectArgs, PolicyArg};
 use crate::connect;
 use crate::failure::Failure;
 
@@ -211,7 +211,7 @@ async fn start(
 }
 
 async fn node(args: &BenchWorkerArgs) -> Result<Node> {
-    let connect = ConnectArgs { key: None, connect_timeout: CONNECT_TIMEOUT, via: ViaArg::Udp };
+    let connect = ConnectArgs::within(CONNECT_TIMEOUT);
     let (node, _) = connect::node(&args.gateway, &connect, (Some(&args.realm), None)).await?;
     Ok(node)
 }

@@ -1,16 +1,21 @@
 //! `macula netcheck`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use macula::{CallError, Node, Via};
 use macula_gateway::turn::DEFAULT_PORT;
 use macula_nat::address::canonical;
-use macula_nat::report::{Check, CheckConfig, Patience, Report, Socket, StunServer};
+use macula_nat::report::{
+    Check, CheckConfig, Lifetime, LifetimeReport, Patience, Report, Socket, StunServer,
+};
 use macula_proto::Time;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::address::GatewayAddress;
 use crate::args::NetcheckArgs;
@@ -59,9 +64,25 @@ pub(crate) async fn run(args: NetcheckArgs) -> Result<(), Failure> {
         }
         servers.extend(found);
     }
+    // The nearest first, those that do not answer last.
+    gateways.sort_by_key(|(_, asked, _)| asked.as_ref().map_or(Duration::MAX, |(took, _)| *took));
     let mut report = check(servers).await?;
     report.tls_works = tls;
-    if args.json { out::json(&as_json(&gateways, &report)) } else { human(&gateways, &report) }
+    let lifetime = match args.lifetime {
+        Some(max) => Some(lifetime(&report, max).await?),
+        None => None,
+    };
+    if args.json {
+        let mut json = as_json(&gateways, &report);
+        json["mapping_lifetime"] = lifetime.map_or(Value::Null, |it| {
+            json!({
+                "at_least_s": it.at_least.map(|it| it.as_secs()),
+                "below_s": it.below.map(|it| it.as_secs()), "known": it.is_supported,
+            })
+        });
+        return out::json(&json);
+    }
+    human(&gateways, &report, lifetime)
 }
 
 /// What a gateway said: how long it took, and where its STUN server is.
@@ -174,6 +195,79 @@ async fn check(servers: Vec<StunServer>) -> Result<Report, Failure> {
     }
 }
 
+/// Tries how long mappings last, with the nearest server of the report.
+async fn lifetime(report: &Report, max: Duration) -> Result<LifetimeReport, Failure> {
+    let nearest = report.servers.iter().find(|it| it.is_alive && it.address.is_ipv4());
+    let Some(server) = nearest.map(|server| server.address) else {
+        return Ok(LifetimeReport::default());
+    };
+    let mut seed = [0; 32];
+    SystemRandom::new().fill(&mut seed).map_err(|_| anyhow::anyhow!("no randomness"))?;
+    let begin = Instant::now();
+    let now = || Time::START + begin.elapsed();
+    let mut trial = Lifetime::new(now(), server, max, &seed);
+    let (sender, mut received) = mpsc::channel(64);
+    let mut sockets = Vec::new();
+    let mut readers = JoinSet::new();
+    for number in 0..trial.sockets() {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await;
+        let socket = Arc::new(socket.map_err(|e| anyhow::anyhow!("no socket: {e}"))?);
+        let (reader, sender) = (Arc::clone(&socket), sender.clone());
+        readers.spawn(async move {
+            let mut buffer = [0; ANSWER_BYTES_MAX];
+            loop {
+                // An error is news of a packet sent before.
+                let Ok((length, from)) = reader.recv_from(&mut buffer).await else { continue };
+                let packet = buffer.get(..length).unwrap_or_default().to_vec();
+                if sender.send((number, from, packet)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        sockets.push(socket);
+    }
+    let mut told = None;
+    loop {
+        while let Some((socket, packet)) = trial.poll_transmit() {
+            if let Some(socket) = sockets.get(socket) {
+                // What cannot be sent is as good as lost; it is tried again.
+                socket.send_to(&packet, server).await.ok();
+            }
+        }
+        let Some(due) = trial.poll_timeout() else { return Ok(trial.report()) };
+        let so_far = trial.report().at_least;
+        if so_far != told
+            && let Some(so_far) = so_far
+        {
+            told = Some(so_far);
+            out::note(format_args!("a mapping lasts {} s at least", so_far.as_secs()));
+        }
+        tokio::select! {
+            Some((socket, from, packet)) = received.recv() => {
+                trial.handle_packet(now(), socket, from, &packet);
+            }
+            () = tokio::time::sleep(due.saturating_since(now())) => trial.handle_timeout(now()),
+        }
+    }
+}
+
+fn lifetime_in_words(lifetime: LifetimeReport) -> String {
+    let seconds = |time: Duration| time.as_secs();
+    match (lifetime.at_least, lifetime.below) {
+        _ if !lifetime.is_supported => {
+            "not known: no server here answers to other ports (RFC 5780), as gateways do".to_owned()
+        }
+        (Some(at_least), Some(below)) => {
+            format!("{} to {} s without packets", seconds(at_least), seconds(below))
+        }
+        (Some(at_least), None) => format!("more than {} s without packets", seconds(at_least)),
+        (None, Some(below)) => {
+            format!("less than {} s: links cannot be kept by usual means", seconds(below))
+        }
+        (None, None) => "not known".to_owned(),
+    }
+}
+
 /// The next packet; never, if there is no such socket.
 async fn receive(
     socket: &Option<(UdpSocket, SocketAddr)>,
@@ -224,7 +318,11 @@ fn as_json(gateways: &Gateways<'_>, report: &Report) -> Value {
     })
 }
 
-fn human(gateways: &Gateways<'_>, report: &Report) -> Result<(), Failure> {
+fn human(
+    gateways: &Gateways<'_>,
+    report: &Report,
+    lifetime: Option<LifetimeReport>,
+) -> Result<(), Failure> {
     for (gateway, asked, by_tls) in gateways {
         let host = gateway.host_port();
         match asked {
@@ -265,6 +363,7 @@ fn human(gateways: &Gateways<'_>, report: &Report) -> Result<(), Failure> {
         fact("ports", Some(format!("{:?}", report.mapped_ports)))?;
     }
     fact("filtering", report.filtering.map(|it| it.to_string()))?;
+    fact("lifetime", lifetime.map(lifetime_in_words))?;
     fact("same port", report.preserves_port.map(yes))?;
     fact("hairpin", report.hairpin.map(yes))?;
     fact("ipv6", report.v6.map(|(_, mapped)| mapped.to_string()))?;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use macula::{CallError, EndpointId, Node, PathKind};
+use macula::{CallError, EndpointId, Node, PathInfo, PathKind};
 use macula_gateway::signal::StopSignal;
 use serde_json::json;
 
@@ -14,7 +14,7 @@ use crate::out;
 /// Built-in procedure of every endpoint that answers with its argument.
 const PING_PROCEDURE: &str = "macula.ping";
 
-/// Measures the round trip to the gateway, or through it to a peer.
+/// Measures the round trip to the gateway, or to a peer.
 pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
     let mut stop = StopSignal::listen()?;
     let peer = args.peer.as_deref().map(parse_peer).transpose()?;
@@ -27,19 +27,15 @@ pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
             "name the realm with --realm NAME, or with --grant FILE",
         ));
     }
-    let realm = peer.and(args.realm.as_deref());
-    let grant = peer.and(args.grant.grant.as_deref());
-    if let Some(peer) = peer.filter(|_| args.until_direct) {
+    if let Some(peer) = peer {
+        let (realm, grant) = (args.realm.as_deref(), args.grant.grant.as_deref());
         let (node, watch) = connect::node(gateway, connect, (realm, grant)).await?;
-        let pinged = until_direct(&args, &node, peer, &mut stop).await;
+        let pinged = ping_peer(&args, &node, peer, &mut stop).await;
         connect::close(node, watch).await;
         return pinged;
     }
-    let asker = Asker::connect(gateway, connect, (realm, grant)).await?;
-    let name = match &peer {
-        Some(peer) => peer.short(),
-        None => gateway.host_port(),
-    };
+    let asker = Asker::connect(gateway, connect, (None, None)).await?;
+    let name = gateway.host_port();
     let is_tunnelled = asker.is_tunnelled().await;
     if is_tunnelled && !args.json {
         out::note(format_args!("the gateway is reached by TLS over TCP"));
@@ -53,10 +49,7 @@ pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
                 _ = stop.received() => break,
             }
         }
-        let mut call = asker.builtin(PING_PROCEDURE).deadline(args.timeout);
-        if let Some(peer) = peer {
-            call = call.to(peer);
-        }
+        let call = asker.builtin(PING_PROCEDURE).deadline(args.timeout);
         let started = Instant::now();
         let answer = tokio::select! {
             answer = call.send() => answer,
@@ -74,8 +67,13 @@ pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
     if !args.json {
         summary(&name, args.count, &times)?;
     }
+    ended(&name, times.is_empty(), failure)
+}
+
+/// Fails when no ping was answered.
+fn ended(name: &str, is_silent: bool, failure: Option<CallError>) -> Result<(), Failure> {
     match failure {
-        Some(error) if times.is_empty() => {
+        Some(error) if is_silent => {
             let failure = Failure::from(error).context(format_args!("ping {name}"));
             // Whoever does not answer to ping is not there.
             let exit = if failure.exit == Exit::Nobody { Exit::Unreachable } else { failure.exit };
@@ -85,8 +83,8 @@ pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
     }
 }
 
-/// Pings over a link of its own until that is direct.
-async fn until_direct(
+/// Pings a peer over a link of its own, and tells the path of each answer.
+async fn ping_peer(
     args: &PingArgs,
     node: &Node,
     peer: EndpointId,
@@ -97,48 +95,82 @@ async fn until_direct(
         linked = node.peer(peer) => linked,
         _ = stop.received() => return Ok(()),
     };
-    let link = linked.map_err(|error| Failure::from(error).context(format_args!("peer {name}")))?;
+    let link = match linked {
+        Ok(link) => Some(link),
+        Err(error) if args.until_direct => {
+            return Err(Failure::from(error).context(format_args!("peer {name}")));
+        }
+        // Pings go through the gateway; if none gets there, they say so.
+        Err(error) => {
+            tracing::info!(%error, "no link to the peer");
+            None
+        }
+    };
+    let (mut times, mut failure) = (Vec::new(), None);
     for number in 1..=args.count {
         if number > 1 {
             tokio::select! {
                 () = tokio::time::sleep(args.interval) => {}
-                _ = stop.received() => return Ok(()),
+                _ = stop.received() => break,
             }
         }
+        let pinging = tokio::time::timeout(args.timeout, node.ping(Some(peer)));
         let pinged = tokio::select! {
-            pinged = tokio::time::timeout(args.timeout, link.ping()) => pinged,
-            _ = stop.received() => return Ok(()),
+            pinged = pinging => pinged,
+            _ = stop.received() => break,
         };
         let answer = pinged.unwrap_or(Err(CallError::Deadline { retry_safe: true }));
-        let path = link.path();
-        let kind = path.map_or("none", |path| path.kind.as_str());
-        let remote = path.and_then(|path| path.remote).map(|remote| remote.to_string());
-        let is_direct = answer.is_ok() && kind == PathKind::Direct.as_str();
-        match (answer, args.json) {
-            (Ok(rtt), true) => out::json(&json!({
-                "ok": true, "number": number, "us": rtt.as_micros() as u64,
-                "path": kind, "remote": remote,
-            }))?,
-            (Ok(rtt), false) => {
-                let way = remote.map_or_else(|| kind.to_owned(), |it| format!("{kind} {it}"));
-                let rtt = out::human_duration(rtt);
-                out::line(format_args!("{name}: {number} in {rtt}, {way}"))?;
+        let path = link.as_ref().and_then(|link| link.path());
+        match answer {
+            Ok(rtt) => {
+                times.push(rtt);
+                report_path(args, &name, number, rtt, path)?;
             }
-            (Err(error), _) => {
-                let via = node.status().await.is_ok_and(|it| it.is_tunnelled);
-                let via = if via { "tls" } else { "udp" };
-                report(args, &name, number, via, Err(error))?;
+            Err(error) => {
+                failure = Some(error.clone());
+                report(args, &name, number, Err(error))?;
+                continue;
             }
         }
-        if is_direct {
+        if args.until_direct && path.is_some_and(|path| path.kind == PathKind::Direct) {
             return Ok(());
         }
     }
-    Err(Failure::new(
-        Exit::Timeout,
-        format!("no direct path to {name} after {} pings", args.count),
-        "some NATs let none through; what goes through the gateway works all the same",
-    ))
+    if args.until_direct {
+        return Err(Failure::new(
+            Exit::Timeout,
+            format!("no direct path to {name} after {} pings", args.count),
+            "some NATs let none through; what goes through a relay works all the same",
+        ));
+    }
+    if !args.json {
+        summary(&name, args.count, &times)?;
+    }
+    ended(&name, times.is_empty(), failure)
+}
+
+/// Without a link answers come by the gateway's router, as those of other calls do.
+fn report_path(
+    args: &PingArgs,
+    name: &str,
+    number: u32,
+    rtt: Duration,
+    path: Option<PathInfo>,
+) -> Result<(), Failure> {
+    let kind = path.map_or("routed", |path| path.kind.as_str());
+    let remote = path.and_then(|path| path.remote).map(|remote| remote.to_string());
+    let server = path.and_then(|path| path.server).map(|server| server.to_string());
+    if args.json {
+        return out::json(&json!({
+            "ok": true, "number": number, "us": rtt.as_micros() as u64,
+            "path": kind, "remote": remote, "turn_server": server,
+        }));
+    }
+    let mut way = remote.map_or_else(|| kind.to_owned(), |it| format!("{kind} {it}"));
+    if let Some(server) = server {
+        way = format!("{way} by server {server}");
+    }
+    out::line(format_args!("{name}: {number} in {}, {way}", out::human_duration(rtt)))
 }
 
 pub(crate) fn parse_peer(text: &str) -> Result<EndpointId, Failure> {

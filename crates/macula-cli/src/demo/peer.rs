@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::{Notify, mpsc};
 
 use super::protocol::{Order, Outcome, Parcel, Received, Task, Told};
-use crate::args::{ConnectArgs, DemoPeerArgs, ViaArg};
+use crate::args::{ConnectArgs, DemoPeerArgs};
 use crate::connect;
 use crate::failure::Failure;
 
@@ -127,7 +127,7 @@ impl Peer {
             nodes.insert(realm.to_owned(), node.clone());
             return Ok(node);
         }
-        let connect = ConnectArgs { key: None, connect_timeout: CALL_DEADLINE, via: ViaArg::Auto };
+        let connect = ConnectArgs::within(CALL_DEADLINE);
         let (node, _) = connect::node(&self.args.gateway, &connect, (Some(realm), None)).await?;
         nodes.insert(realm.to_owned(), node.clone());
         let (mut events, told) = (node.events(), self.told.clone());

@@ -46,7 +46,7 @@ impl Listener {
 
     /// The next attempt; `None` once closed. Cancel-safe.
     pub(crate) async fn incoming(&self) -> Option<Incoming> {
-        self.0.accept().await.map(|incoming| Incoming { incoming, peer: None })
+        self.0.accept().await.map(|incoming| Incoming { incoming, peer: None, tunnel: None })
     }
 
     pub(crate) fn close(&self, code: u16, reason: &str) {

@@ -21,7 +21,7 @@ use self::dice::Dice;
 use self::member::Member;
 use self::model::{Model, REALMS};
 use self::trouble::Samples;
-use crate::args::{BenchSoakArgs, ConnectArgs, ViaArg};
+use crate::args::{BenchSoakArgs, ConnectArgs};
 use crate::children::GatewayProcess;
 use crate::connect::Asker;
 use crate::failure::{Exit, Failure};
@@ -323,8 +323,7 @@ fn some_realms(dice: &mut Dice) -> Vec<usize> {
 
 /// What the gateway still knows of a realm whose nodes have gone.
 async fn left_in(gateway: &GatewayProcess, realm: &str) -> Result<Option<Value>> {
-    let connect =
-        ConnectArgs { key: None, connect_timeout: Duration::from_secs(5), via: ViaArg::Udp };
+    let connect = ConnectArgs::within(Duration::from_secs(5));
     let asker = Asker::connect(gateway.address(), &connect, (Some(realm), None)).await?;
     let deadline = Instant::now() + FORGET_TIMEOUT;
     let left = loop {

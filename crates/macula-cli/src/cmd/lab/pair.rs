@@ -96,7 +96,11 @@ impl Out {
 
     fn path(self, path: &PathInfo) -> Result<(), Failure> {
         let remote = path.remote.map(|remote| remote.to_string());
-        self.tell("path", json!({"path": path.kind.as_str(), "remote": remote, "ms": ms()}))
+        let mut fields = json!({"path": path.kind.as_str(), "remote": remote, "ms": ms()});
+        if let Some(server) = path.server {
+            fields["server"] = server.to_string().into();
+        }
+        self.tell("path", fields)
     }
 }
 

@@ -63,6 +63,11 @@ impl Detour {
         self.addr
     }
 
+    /// A packet came by this way. One that QUIC has no room for is dropped and counted.
+    pub(in crate::quic) fn receive(&self, packet: Bytes) {
+        self.magic.deliver(super::mapped(self.addr), packet);
+    }
+
     /// The same, but waits for room. Cancel-safe.
     pub(in crate::quic) async fn receive_in_turn(&self, packet: Bytes) {
         if super::is_plausible(&packet) {
@@ -71,12 +76,6 @@ impl Detour {
         } else {
             self.magic.dropped.fetch_add(1, Ordering::Relaxed);
         }
-    }
-
-    /// A packet came by this way. One that QUIC has no room for is dropped and counted.
-    #[cfg(test)]
-    pub(in crate::quic) fn receive(&self, packet: Bytes) {
-        self.magic.deliver(super::mapped(self.addr), packet);
     }
 }
 
