@@ -381,8 +381,8 @@ impl Manager {
         if is_relayed { Class::Turn(remote) } else { Class::Direct(remote) }
     }
 
-    /// Tells QUIC, and through it the peer, which candidates we have. Relayed ones are not of use
-    /// while there is a direct path.
+    /// Tells QUIC, and through it the peer, which candidates we have. Relayed ones are of use only
+    /// while there is no better path than the gateway's.
     fn offer(&mut self) {
         let Some(connection) = self.weak.upgrade() else { return };
         if self.strategy == Strategy::AlwaysRelay {
@@ -420,7 +420,9 @@ impl Manager {
             Kind::ServerReflexive => Sort::ServerReflexive,
             Kind::Relayed => Sort::Relayed,
         };
-        let sorts: Vec<_> = self.offered.iter().map(|it| (sort(it.kind), it.addr)).collect();
+        // Also those that are not checked now: a path to them may be there.
+        let all = self.candidates.borrow().clone();
+        let sorts: Vec<_> = all.iter().map(|it| (sort(it.kind), it.addr)).collect();
         // Fails with a peer that takes none.
         let sent = connection.send_datagram(offer::encode(&sorts));
         let next = TELL_AGAIN.get(told as usize).filter(|_| sent.is_ok());

@@ -169,6 +169,8 @@ pub(super) struct Seat {
     wants: bool,
     /// Since when it has had no direct path.
     since: Option<Instant>,
+    /// Whether only the gateway's path is left.
+    is_open: bool,
     guests: Vec<IpAddr>,
 }
 
@@ -178,25 +180,26 @@ impl Seat {
         let at_once = peers.turns.policy == TurnUse::AtOnce;
         let now = Instant::now();
         let since = if at_once { now.checked_sub(NEEDED_AFTER).or(Some(now)) } else { Some(now) };
-        Self { peers, may, wants: false, since, guests: Vec::new() }
+        Self { peers, may, wants: false, since, is_open: true, guests: Vec::new() }
     }
 
-    /// Whether relayed addresses are of use to the link: without a direct path only.
+    /// Whether relayed addresses are of use to the link: while only the gateway's path is left.
+    /// Checked again, they would bring one path after another in place of that in use.
     pub(super) fn is_open(&self) -> bool {
-        self.may && self.since.is_some()
+        self.may && self.is_open
     }
 
     /// Which path is in use; returns whether [`Self::is_open`] has changed.
     pub(super) fn on_selected(&mut self, class: Class) -> bool {
         let is_direct = matches!(class, Class::Direct(_));
-        let has_changed = is_direct == self.since.is_some();
-        if has_changed {
+        if is_direct == self.since.is_some() {
             self.since = (!is_direct).then(Instant::now);
         }
         if is_direct && self.peers.turns.policy != TurnUse::AtOnce {
             self.want(false);
         }
-        has_changed
+        let is_open = class == Class::Relay;
+        std::mem::replace(&mut self.is_open, is_open) != is_open
     }
 
     /// When [`Self::act`] is due.
