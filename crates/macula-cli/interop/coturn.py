@@ -143,8 +143,9 @@ def is_turn(event):
     return event.get("event") == "path" and event["path"] == "turn"
 
 
-def through(world, what, initiator=(), responder=(), turn=('listen = "198.18.0.1:3479"',)):
-    """A link gets a path by TURN, and lives on it when the gateway is killed."""
+def through(world, what, initiator=(), responder=(), own_turn=()):
+    """A link gets a path by TURN, and lives on it when the gateway is killed, if that is not it."""
+    turn = own_turn or ('listen = "198.18.0.1:3479"',)
     gateway = world.gateway("[turn]", *turn)
     two = world.lab(TWO, "responder", *responder)
     two.until("the responder", lambda event: event["event"] == "ready")
@@ -155,13 +156,14 @@ def through(world, what, initiator=(), responder=(), turn=('listen = "198.18.0.1
     check(f"{what}: a path after {path['ms'] - first['ms']} ms, "
           f"{path['remote']} by {path.get('server', 'the peer`s server')}", True)
     at = one.until("a beat", lambda event: event["event"] == "beat")["n"]
-    if turn:
+    if not own_turn:
         # Nothing is relayed by the gateway any more, nor arranged.
         gateway.end(signal.SIGKILL)
     one.until("beats", lambda event: event["event"] == "beat" and event["n"] > at + 100)
     one.process.send_signal(signal.SIGINT)
     done = one.until("the end", lambda event: event["event"] == "done")
-    check(f"{what}: {done['received']} beats, none lost, without the gateway",
+    how = "" if own_turn else ", without the gateway"
+    check(f"{what}: {done['received']} beats, none lost{how}",
           done["lost"] == done["duplicated"] == done["reordered"] == 0 and done["path"] == "turn", done)
     two.end()
     one.process.wait(timeout=20)
@@ -188,7 +190,7 @@ def main():
                     initiator=("--turn-server", f"turn:{SERVER}:9,{udp}"))
             server.end()
             own = ('listen = "198.18.0.1:3478"', "allow_private = true")
-            through(world, "the gateway's own", initiator=("--turn-server", "gateway"), turn=own)
+            through(world, "the gateway's own", initiator=("--turn-server", "gateway"), own_turn=own)
     finally:
         for process in Program.all:
             if process.poll() is None:
