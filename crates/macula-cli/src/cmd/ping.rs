@@ -60,14 +60,18 @@ pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
             Ok(_) => times.push(elapsed),
             Err(error) => failure = Some(error.clone()),
         }
-        let via = if is_tunnelled { "tls" } else { "udp" };
-        report(&args, &name, number, via, answer.map(|_| elapsed))?;
+        report(&args, &name, number, via(is_tunnelled), answer.map(|_| elapsed))?;
     }
     asker.close().await;
     if !args.json {
         summary(&name, args.count, &times)?;
     }
     ended(&name, times.is_empty(), failure)
+}
+
+/// How the gateway is reached.
+const fn via(is_tunnelled: bool) -> &'static str {
+    if is_tunnelled { "tls" } else { "udp" }
 }
 
 /// Fails when no ping was answered.
@@ -128,7 +132,8 @@ async fn ping_peer(
             }
             Err(error) => {
                 failure = Some(error.clone());
-                report(args, &name, number, Err(error))?;
+                let is_tunnelled = node.status().await.is_ok_and(|it| it.is_tunnelled);
+                report(args, &name, number, via(is_tunnelled), Err(error))?;
                 continue;
             }
         }
