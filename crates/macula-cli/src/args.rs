@@ -140,7 +140,7 @@ impl ConnectArgs {
     }
 }
 
-/// Servers against NATs that links to peers may use, beside the gateway.
+/// What links to peers may use against NATs, beside the gateway.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Links to peers")]
 pub(crate) struct NatArgs {
@@ -179,6 +179,15 @@ pub(crate) struct NatArgs {
     /// Ask TURN servers with the first link to a peer, not when it has stayed without a direct path
     #[arg(long, hide_short_help = true)]
     pub(crate) turn_at_once: bool,
+    /// Look for no direct path to peers by many sockets or ports, where NATs need that; spares
+    /// small home routers
+    #[arg(
+        long,
+        env = "MACULA_NO_PORT_SEARCH",
+        value_parser = clap::builder::FalseyValueParser::new(),
+        hide_short_help = true
+    )]
+    pub(crate) no_port_search: bool,
 }
 
 /// A value of `--turn-server`.

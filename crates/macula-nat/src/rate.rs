@@ -46,6 +46,11 @@ impl Bucket {
         fits
     }
 
+    /// Returns tokens that were taken and not used.
+    pub fn give_back(&mut self, tokens: u64) {
+        self.spent = self.spent.saturating_sub(tokens.saturating_mul(MICRO));
+    }
+
     fn fill(&mut self, now: Time, rate: Rate) {
         let elapsed: Duration = now - self.at;
         let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
@@ -101,6 +106,9 @@ mod tests {
         assert!(taken(0, 2) && taken(0, 1) && !taken(0, 1));
         assert!(!taken(99_999, 1) && taken(100_000, 1) && !taken(100_000, 1));
         assert!(!taken(60_000_000, 4) && taken(60_000_000, 3));
+        bucket.give_back(2);
+        let mut taken = |tokens| bucket.take(at(60_000_000), tokens, rate);
+        assert!(!taken(3) && taken(2) && !taken(1));
     }
 
     #[test]

@@ -18,8 +18,8 @@ use crate::lab::{RELAYS_V4, RELAYS_V6};
 use crate::netns::Netns;
 use crate::rules::ECHO_PORT;
 
-/// Both ports of each observer.
-const PORTS: [u16; 2] = [3478, 3479];
+/// Both ports of each observer; those of STUN are the gateway's.
+const PORTS: [u16; 2] = [23478, 23479];
 /// TCP of the observers, for hosts without UDP; 443 is the gateway's.
 const WEB_PORT: u16 = 80;
 /// An answer that has not come by then does not come, beyond the longest delay.

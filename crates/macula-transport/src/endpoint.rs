@@ -7,6 +7,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use macula_nat::path::Strategy;
+use macula_nat::report::StunServer;
+use macula_nat::search::Stats as SearchStats;
 use macula_nat::uri::StunUri;
 use macula_proto::id::EndpointId;
 use tokio::runtime::Handle;
@@ -90,6 +92,10 @@ pub struct EndpointConfig {
     pub turn_servers: Vec<TurnServer>,
     /// When they are asked for an allocation. Default: when a link stays without a direct path.
     pub turn_use: TurnUse,
+    /// Whether such links look for a direct path through NATs that plain hole punching does not pass,
+    /// with many sockets or probes of many ports, see [`macula_nat::search`]. Needs
+    /// [`Endpoint::set_stun_servers`]. Default `true`.
+    pub port_search: bool,
 }
 
 impl EndpointConfig {
@@ -112,6 +118,7 @@ impl EndpointConfig {
             stun_servers: Vec::new(),
             turn_servers: Vec::new(),
             turn_use: TurnUse::default(),
+            port_search: true,
         }
     }
 }
@@ -333,6 +340,27 @@ impl Endpoint {
     /// many packets were dropped on their way to or from a TURN server.
     pub fn nat_drops(&self) -> (u64, u64) {
         self.quic.nat_drops()
+    }
+
+    /// What port searches of this endpoint have done.
+    pub fn searches(&self) -> SearchStats {
+        self.quic.searches()
+    }
+
+    /// Waits until a port search wants to know the STUN servers of the gateway that relays;
+    /// [`Self::set_stun_servers`] is the answer. For one waiter.
+    ///
+    /// # Cancel safety
+    /// Safe: a wish is not lost.
+    pub async fn stun_wanted(&self) {
+        self.quic.stun_wanted().await;
+    }
+
+    /// The STUN servers of the gateway that relays now: one with two ports or two addresses tells
+    /// how this endpoint's NAT maps. With an empty list there are no searches
+    /// for now, and [`Self::stun_wanted`] comes again.
+    pub fn set_stun_servers(&self, servers: Vec<StunServer>) {
+        self.quic.set_stun_servers(servers);
     }
 
     fn connected(&self, connection: quic::Connection) -> Connected {

@@ -61,6 +61,8 @@ pub use guard::{HandshakeLimits, HandshakeStats};
 pub use key::{RandomnessError, SecretKey};
 pub use link::{Connected, Link, PathWatch, SEND_QUEUE_BYTES_MAX};
 pub use macula_nat::path::Strategy;
+pub use macula_nat::report::StunServer;
+pub use macula_nat::search::Stats as SearchStats;
 pub use macula_nat::uri::{StunUri, TurnUri, UriError};
 pub use quic::{PathInfo, PathKind, Traffic, TurnServer, TurnStatus, TurnUse};
 pub use socket::BindError;

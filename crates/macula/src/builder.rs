@@ -65,6 +65,7 @@ pub struct NodeBuilder {
     turn_servers: Vec<TurnServer>,
     turn_of_gateway: bool,
     turn_use: TurnUse,
+    port_search: bool,
 }
 
 impl NodeBuilder {
@@ -83,6 +84,7 @@ impl NodeBuilder {
             turn_servers: Vec::new(),
             turn_of_gateway: false,
             turn_use: TurnUse::default(),
+            port_search: true,
         }
     }
 
@@ -182,6 +184,15 @@ impl NodeBuilder {
     /// When TURN servers are asked for an address. Default: [`TurnUse::WhenRelayed`].
     pub fn turn_use(mut self, when: TurnUse) -> Self {
         self.turn_use = when;
+        self
+    }
+
+    /// Whether links to peers look for a direct path where plain hole punching finds none, because
+    /// one of the two NATs uses another port for each destination: with up to 256 sockets, or up to
+    /// 2,000 probes of ports of the peer's NAT, within seconds, ever more rarely, and never more than
+    /// two thousand a minute for all peers. Small home routers may not like that. Default: on.
+    pub fn port_search(mut self, on: bool) -> Self {
+        self.port_search = on;
         self
     }
 
@@ -287,6 +298,7 @@ impl NodeBuilder {
         settings.tunnels = self.via != Via::Udp;
         (settings.stun_servers, settings.turn_servers) = (self.stun_servers, self.turn_servers);
         settings.turn_use = self.turn_use;
+        settings.port_search = self.port_search;
         let socket = Endpoint::bind(&settings).map_err(bind_error)?;
         let Started { owner, endpoint, links } = endpoint::start(&key, config, socket)?;
         let (accepting, accepted) = (endpoint.clone(), links.clone());
@@ -312,6 +324,8 @@ impl NodeBuilder {
         };
         owner.tasks.spawn(connector.run());
         if peers {
+            let telling = turn::tell_stun_servers(Arc::downgrade(&owner), accepting.clone());
+            owner.tasks.spawn(telling);
             owner.tasks.spawn(connector::accept(owner.shared.clone(), accepting, accepted));
         }
         Ok(Dialling { owner, progress, events, endpoint })

@@ -121,8 +121,8 @@ pub use macula_proto::wire::message::{ProviderPolicy, RefusalCode, SlowPolicy};
 pub use macula_proto::{EndpointId, RealmId};
 pub use macula_transport::PeerError as DialPeerError;
 pub use macula_transport::{
-    HandshakeLimits, HandshakeStats, PathInfo, PathKind, SecretKey, Strategy, StunUri, Traffic,
-    TurnServer, TurnStatus, TurnUri, TurnUse, UriError,
+    HandshakeLimits, HandshakeStats, PathInfo, PathKind, SearchStats, SecretKey, Strategy, StunUri,
+    Traffic, TurnServer, TurnStatus, TurnUri, TurnUse, UriError,
 };
 pub use macula_transport::{TunnelConfig, TunnelError, TunnelStats};
 

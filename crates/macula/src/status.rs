@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use macula_proto::EndpointId;
 use macula_proto::node::{LinkStatus, RealmSummary, Role, Stats};
-use macula_transport::{PathInfo, TurnStatus};
+use macula_transport::{PathInfo, SearchStats, TurnStatus};
 
 /// What an endpoint is connected to, serves and has done.
 #[derive(Clone, Debug)]
@@ -26,6 +26,8 @@ pub struct Status {
     pub paths: Vec<(EndpointId, PathInfo)>,
     /// The TURN servers that were asked to relay for links to peers, and what they relay.
     pub turn: Vec<TurnStatus>,
+    /// What searches for paths through hard NATs have done.
+    pub searches: SearchStats,
     /// Realms joined or hosted.
     pub realms: Vec<RealmStatus>,
     /// Counters since the start.

@@ -1,9 +1,10 @@
 //! What a gateway offers against NATs: STUN, and TURN with credentials.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use macula_transport::{Endpoint, TurnServer};
+use macula_transport::{Endpoint, StunServer, TurnServer};
 use serde_json::Value;
 
 use crate::call::CallBuilder;
@@ -109,6 +110,19 @@ impl NatServices {
         })
     }
 
+    /// The STUN server, once for each address of its name.
+    async fn stun_servers(&self) -> Vec<StunServer> {
+        let host = self.host.trim_matches(['[', ']']);
+        let found = tokio::net::lookup_host((host, self.stun_port)).await;
+        let addresses: Vec<SocketAddr> = found.map(Iterator::collect).unwrap_or_default();
+        let server = |address| StunServer {
+            name: self.host.clone(),
+            address,
+            other_port: self.stun_other_port,
+        };
+        addresses.into_iter().map(server).collect()
+    }
+
     /// Reads an answer; `dialled` is the host in it unless the gateway names another.
     fn read(answer: &[u8], dialled: &str) -> Option<Self> {
         let answer: Value = serde_json::from_slice(answer).ok()?;
@@ -147,6 +161,29 @@ impl NatServices {
             turn,
         })
     }
+}
+
+/// Tells port searches where the gateway's STUN server is, whenever one wants to know, until the
+/// endpoint closes.
+pub(crate) async fn tell_stun_servers(owner: Weak<Owner>, endpoint: Arc<Endpoint>) {
+    let Some(stopping) = owner.upgrade().map(|owner| owner.shared.stopping.clone()) else { return };
+    let telling = async {
+        loop {
+            endpoint.stun_wanted().await;
+            let Some(owner) = owner.upgrade() else { return };
+            let services = NatServices::ask(&owner).await;
+            drop(owner);
+            let servers = match services {
+                Ok(services) => services.stun_servers().await,
+                Err(error) => {
+                    tracing::debug!(%error, "the gateway's STUN server is not known");
+                    Vec::new()
+                }
+            };
+            endpoint.set_stun_servers(servers);
+        }
+    };
+    stopping.run_until_cancelled(telling).await;
 }
 
 #[cfg(test)]

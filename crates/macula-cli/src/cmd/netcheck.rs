@@ -10,6 +10,7 @@ use macula_nat::address::canonical;
 use macula_nat::report::{
     Check, CheckConfig, Lifetime, LifetimeReport, Patience, Report, Socket, StunServer,
 };
+use macula_nat::search::{Behaviour, Facts};
 use macula_proto::Time;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
@@ -268,6 +269,11 @@ fn lifetime_in_words(lifetime: LifetimeReport) -> String {
     }
 }
 
+/// What a search for ports (`macula_nat::search`) would make of this NAT.
+fn search(report: &Report) -> Option<Behaviour> {
+    Facts::new(report, report.mapped).map(|facts| facts.behaviour)
+}
+
 /// The next packet; never, if there is no such socket.
 async fn receive(
     socket: &Option<(UdpSocket, SocketAddr)>,
@@ -313,6 +319,7 @@ fn as_json(gateways: &Gateways<'_>, report: &Report) -> Value {
         "ipv6": report.v6.map(|(local, mapped)| {
             json!({"local": local.to_string(), "mapped": mapped.to_string()})
         }),
+        "port_search": search(report).map(Behaviour::as_str),
         "cgnat_suspected": report.cgnat_suspected,
         "verdict": report.verdict(),
     })
@@ -370,5 +377,11 @@ fn human(
     if report.cgnat_suspected {
         fact("provider", Some("a carrier's NAT is suspected (RFC 6598 address)".to_owned()))?;
     }
+    let meaning = search(report).map(|behaviour| match behaviour {
+        Behaviour::Independent => "easy: peers behind harder NATs find this one",
+        Behaviour::Random => "random: peers behind easy NATs are found with many sockets",
+        Behaviour::Sequential { .. } => "sequential: peers behind easy NATs predict the next port",
+    });
+    fact("search", meaning.map(str::to_owned))?;
     fact("verdict", Some(report.verdict()))
 }

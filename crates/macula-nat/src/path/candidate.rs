@@ -99,6 +99,11 @@ impl Candidates {
         list
     }
 
+    /// What was said of one kind, best first, also where another kind has the same address.
+    pub fn of(&self, kind: Kind) -> &[SocketAddr] {
+        self.by_kind.get(&kind).map_or(&[], Vec::as_slice)
+    }
+
     /// The addresses of [`Self::list`].
     pub fn addrs(&self) -> Vec<SocketAddr> {
         self.list().into_iter().map(|candidate| candidate.addr).collect()
@@ -212,6 +217,7 @@ mod tests {
         candidates.set(Kind::Host, &addrs(&["192.0.2.1:1"]), false);
         assert_eq!(candidates.list().len(), 1);
         assert_eq!(candidates.list()[0].kind, Kind::Host);
+        assert_eq!(candidates.of(Kind::ServerReflexive), addrs(&["192.0.2.1:1"]));
     }
 
     #[test]

@@ -608,15 +608,18 @@ async fn accept_bis(shared: &Arc<Shared>) {
 }
 
 /// Takes relayed packets: on the link to the gateway they are for this endpoint, at the gateway they
-/// are for whoever runs it. Between peers offers of candidates travel so.
+/// are for whoever runs it. Between peers go the sorts of candidates, and
+/// what searches for ports have to say.
 async fn read_datagrams(shared: &Arc<Shared>) {
+    if shared.connection.is_peer_link() {
+        // The end of the link is told otherwise.
+        let _lost = shared.connection.read_signals().await;
+        return;
+    }
     let mut datagrams = vec![Bytes::new(); DATAGRAMS_MAX];
     while let Ok(count) = shared.connection.read_datagrams(&mut datagrams).await {
         let came = datagrams.iter_mut().take(count).map(std::mem::take);
         match &shared.peers {
-            _ if shared.connection.is_peer_link() => {
-                came.for_each(|it| shared.connection.take_offer(&it));
-            }
             Some(peers) => came.for_each(|it| shared.connection.take_relayed(peers, &it)),
             None => shared.emit(LinkEventKind::Datagrams(came.collect())).await,
         }

@@ -38,8 +38,6 @@ const UNACKED_PACKETS_MAX: u32 = 8;
 const PATHS_MAX: u32 = 8;
 /// Addresses that a peer may offer for direct paths: as many as there are candidates of all kinds.
 const PEER_ADDRESSES_MAX: u8 = 18;
-/// Offers of candidates that may wait.
-const OFFERS_BYTES_MAX: usize = 4_096;
 /// At most one stateless reset in this time. Resets are smaller than what provokes them and only
 /// answer connection ids of our making, so that a low bound is safe; after a restart each of
 /// thousands of peers needs one.
@@ -201,14 +199,18 @@ fn with_relay(transport: &mut noq::TransportConfig) {
         .datagram_send_buffer_size(limits::RELAY_QUEUE_BYTES_MAX);
 }
 
+/// Datagrams of a link between peers that may wait, bytes: the sorts of candidates, signals before
+/// port searches.
+const SIGNALS_BYTES_MAX: usize = 4 * 1024;
+
 /// A link between peers has several paths, all of which are kept alive from both ends. Others have
 /// one, and save the memory.
 fn with_paths(transport: &mut noq::TransportConfig, settings: &EndpointConfig) {
     transport
+        .datagram_receive_buffer_size(Some(SIGNALS_BYTES_MAX))
+        .datagram_send_buffer_size(SIGNALS_BYTES_MAX)
         .max_concurrent_multipath_paths(PATHS_MAX)
         .max_remote_nat_traversal_addresses(PEER_ADDRESSES_MAX)
-        // what sorts candidates are of
-        .datagram_receive_buffer_size(Some(OFFERS_BYTES_MAX))
         .default_path_keep_alive_interval(Some(settings.keep_alive))
         .default_path_max_idle_timeout(Some(settings.idle_timeout));
 }

@@ -5,6 +5,7 @@ mod config;
 mod magic;
 mod paths;
 mod runtime;
+mod search;
 mod sieve;
 mod stun;
 mod tls;
@@ -22,6 +23,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use macula_nat::path::{Candidate, Candidates, Kind, Side, Strategy};
+use macula_nat::report::StunServer;
+use macula_nat::search::Stats as SearchStats;
 use macula_proto::id::EndpointId;
 use macula_proto::limits;
 use macula_proto::wire::frame::Class;
@@ -94,6 +97,7 @@ pub(crate) struct Peers {
     relay: watch::Sender<bool>,
     /// Somebody looks at the interfaces.
     watches: AtomicBool,
+    searches: search::Searches,
 }
 
 impl fmt::Debug for Peers {
@@ -164,9 +168,12 @@ impl Endpoint {
             None
         };
         let runtime = Arc::new(runtime::Runtime(crew.clone()));
-        let (stun, tap) = stun::Stun::new(settings.stun_servers.clone());
-        let tap = (settings.peers && stun.has_servers()).then_some(tap);
-        let (socket, junk) = sieve::Sieve::around(runtime.wrap_udp_socket(socket)?, tap);
+        let (stun, answers) = stun::Stun::new(settings.stun_servers.clone());
+        let answers = (settings.peers && stun.has_servers()).then_some(answers);
+        let tap = Arc::new(search::Tap::default());
+        let taps = sieve::Taps { answers, probes: Arc::clone(&tap) };
+        let socket = runtime.wrap_udp_socket(socket)?;
+        let (socket, junk) = sieve::Sieve::around(socket, taps);
         let mut socket: Box<dyn AsyncUdpSocket> = Box::new(socket);
         let (mut peers, mut tunnelled) = (None, None);
         if settings.peers || settings.tunnels {
@@ -204,6 +211,7 @@ impl Endpoint {
                     ),
                     relay: watch::Sender::default(),
                     watches: AtomicBool::new(false),
+                    searches: search::Searches::new(settings.port_search, tap),
                 }));
             } else {
                 magical = magical.keeping_local();
@@ -343,7 +351,7 @@ impl Endpoint {
         let transport = Arc::clone(&peers.client_transport);
         let name = format!("{id}.macula");
         let connection = self.connect(Some(id), berth.addr, &name, transport, timeout).await?;
-        self.manage(connection, PathState::new(berth, Arc::clone(peers)), Side::Client)
+        self.manage(connection, berth, Side::Client)
     }
 
     /// Hears when the gateway cannot reach a peer that is dialled.
@@ -355,16 +363,19 @@ impl Endpoint {
     fn manage(
         &self,
         connection: noq::Connection,
-        state: Arc<PathState>,
+        berth: magic::Berth,
         side: Side,
     ) -> Result<Connection, HandshakeError> {
         let mut connection = Connection::new(connection)?;
         if let Some(peers) = &self.peers {
+            let (state, signals) = PathState::new(berth, Arc::clone(peers));
             let (strategy, peers) = (peers.strategy, Arc::clone(peers));
             let quic = &connection.connection;
             let managing =
                 paths::manage(quic, side, strategy, Arc::clone(&state), Arc::clone(&peers));
             self.crew.spawn(managing);
+            let (ours, shared) = (Arc::clone(&state), Arc::clone(&peers));
+            self.crew.spawn(search::run(quic, connection.peer, side, ours, shared, signals));
             if !peers.watches.swap(true, Ordering::AcqRel) {
                 if peers.stun.has_servers() && peers.strategy != Strategy::AlwaysRelay {
                     self.crew.spawn(stun::run(Arc::clone(&peers)));
@@ -444,8 +455,7 @@ impl Endpoint {
         let accepting = incoming.accept_with(Arc::clone(&peers.server))?;
         let accepting = tokio::time::timeout(timeout, accepting).await;
         let connection = accepting.map_err(|_elapsed| HandshakeError::Timeout)??;
-        let connection =
-            self.manage(connection, PathState::new(berth, Arc::clone(peers)), Side::Server)?;
+        let connection = self.manage(connection, berth, Side::Server)?;
         if connection.peer != id {
             // The gateway lies, or somebody relays through another endpoint's link.
             connection.close(CODE_DENIED, "packets came in another endpoint's name");
@@ -460,6 +470,8 @@ impl Endpoint {
         let Some(peers) = &self.peers else { return };
         peers.magic.relay_through(&gateway.connection);
         peers.relay.send_replace(true);
+        // They are of another gateway.
+        peers.searches.servers.send_replace(None);
         let follow = follow_gateway(&gateway.connection, Arc::clone(peers));
         self.crew.spawn(follow);
     }
@@ -492,6 +504,26 @@ impl Endpoint {
     pub(crate) fn nat_drops(&self) -> (u64, u64) {
         let drops = |peers: &Arc<Peers>| (peers.stun.ignored(), peers.turns.dropped());
         self.peers.as_ref().map(drops).unwrap_or_default()
+    }
+
+    /// What port searches have done.
+    pub(crate) fn searches(&self) -> SearchStats {
+        self.peers.as_ref().map(|peers| peers.searches.stats()).unwrap_or_default()
+    }
+
+    /// Waits until a search wants to know the gateway's STUN servers. Cancel-safe.
+    pub(crate) async fn stun_wanted(&self) {
+        match &self.peers {
+            Some(peers) => peers.searches.wanted.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Tells them.
+    pub(crate) fn set_stun_servers(&self, servers: Vec<StunServer>) {
+        if let Some(peers) = &self.peers {
+            peers.searches.servers.send_replace(Some(servers));
+        }
     }
 
     /// Closes all connections and takes no more.
@@ -690,6 +722,7 @@ impl Connection {
         tokio::select! {
             biased;
             _down = self.connection.closed() => Err(Lost),
+            lost = self.read_signals() => lost,
             direct = watch.wait_for(|(_, (kind, _))| *kind == PathKind::Direct) => {
                 direct.map(|_| ()).map_err(|_| Lost)
             }
@@ -711,6 +744,19 @@ impl Connection {
         u64::from(magic::send(&self.connection, datagram, number) != magic::Sent::Queued)
     }
 
+    /// Takes what a peer says of its candidates and of port searches, for as long as the connection
+    /// lasts.
+    pub(crate) async fn read_signals(&self) -> Result<(), Lost> {
+        let Some(paths) = &self.paths else { return std::future::pending().await };
+        loop {
+            let datagram = self.connection.read_datagram().await.map_err(|_| Lost)?;
+            match offer::decode(&datagram) {
+                Some(offer) => paths.take_offer(offer),
+                None => paths.signal(datagram),
+            }
+        }
+    }
+
     /// Takes datagrams of the peer. Cancel-safe.
     pub(crate) async fn read_datagrams(&self, out: &mut [Bytes]) -> Result<usize, Lost> {
         self.connection.read_many_datagrams(out).await.map_err(|_| Lost)
@@ -722,13 +768,6 @@ impl Connection {
             && let Some(datagram) = Datagram::decode(datagram)
         {
             peers.magic.on_datagram(datagram);
-        }
-    }
-
-    /// Takes a peer's word on what sorts its candidates are of.
-    pub(crate) fn take_offer(&self, datagram: &Bytes) {
-        if let (Some(paths), Some(offer)) = (&self.paths, offer::decode(datagram)) {
-            paths.take_offer(offer);
         }
     }
 

@@ -16,10 +16,11 @@ use macula_proto::Time;
 use macula_proto::wire::offer::{self, Sort};
 use noq::udp::Transmit;
 use noq::{PathEvent, PathId, PathStats, PathStatus, VarInt};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::magic::Berth;
+use super::search::SIGNALS_MAX;
 use super::turn::Seat;
 use super::{Peers, canonical};
 use crate::sync::lock;
@@ -110,6 +111,8 @@ pub(crate) struct PathState {
     /// The peer's candidates and their sorts, as far as it told.
     theirs: watch::Sender<Vec<(Sort, SocketAddr)>>,
     peers: Arc<Peers>,
+    /// Where what the peer says of port searches goes.
+    signals: mpsc::Sender<Bytes>,
 }
 
 #[derive(Debug, Default)]
@@ -131,20 +134,29 @@ impl Ledger {
 }
 
 impl PathState {
-    pub(super) fn new(berth: Berth, peers: Arc<Peers>) -> Arc<Self> {
+    /// A link's, and what the peer says of port searches.
+    pub(super) fn new(berth: Berth, peers: Arc<Peers>) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
         let live = [(0, PathKind::Relayed)].into();
-        Arc::new(Self {
+        let (signals, heard) = mpsc::channel(SIGNALS_MAX);
+        let state = Arc::new(Self {
             berth,
             selected: watch::Sender::new((0, (PathKind::Relayed, None))),
             ledger: Mutex::new(Ledger { live, ..Ledger::default() }),
             theirs: watch::Sender::default(),
             peers,
-        })
+            signals,
+        });
+        (state, heard)
     }
 
     /// QUIC's number of the path in use.
     pub(super) fn path_id(&self) -> PathId {
         PathId::from(self.selected.borrow().0)
+    }
+
+    /// Takes a datagram of the peer; one too many is dropped, and comes again.
+    pub(super) fn signal(&self, datagram: Bytes) {
+        self.signals.try_send(datagram).ok();
     }
 
     /// Tells of every change of the path in use.

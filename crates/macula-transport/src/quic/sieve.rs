@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 use noq::udp::RecvMeta;
 use noq::{AsyncUdpSocket, UdpSender};
 
-use super::stun::Tap;
+use super::{search, stun};
 
 /// The least that opens a connection (RFC 9000 §14.1).
 const OPENING_BYTES_MIN: usize = 1200;
@@ -43,23 +43,36 @@ pub(super) fn is_plausible(datagram: &[u8]) -> bool {
     }
 }
 
+/// Who gets what is not QUIC's.
+#[derive(Debug, Default)]
+pub(super) struct Taps {
+    /// Answers of STUN servers, if any are asked.
+    pub(super) answers: Option<stun::Tap>,
+    /// Probes of port searches.
+    pub(super) probes: Arc<search::Tap>,
+}
+
+impl Taps {
+    /// Whether somebody listens for this packet.
+    fn take(&self, from: SocketAddr, packet: &[u8]) -> bool {
+        self.probes.take(from, packet)
+            || self.answers.as_ref().is_some_and(|answers| answers.take(from, packet))
+    }
+}
+
 /// A socket that passes on what is plausible.
 #[derive(Debug)]
 pub(super) struct Sieve {
     inner: Box<dyn AsyncUdpSocket>,
     junk: Arc<AtomicU64>,
-    /// Takes answers of STUN servers.
-    tap: Option<Tap>,
+    taps: Taps,
 }
 
 impl Sieve {
     /// The socket, and the count of what it drops.
-    pub(super) fn around(
-        inner: Box<dyn AsyncUdpSocket>,
-        tap: Option<Tap>,
-    ) -> (Self, Arc<AtomicU64>) {
+    pub(super) fn around(inner: Box<dyn AsyncUdpSocket>, taps: Taps) -> (Self, Arc<AtomicU64>) {
         let junk = Arc::new(AtomicU64::new(0));
-        (Self { inner, junk: Arc::clone(&junk), tap }, junk)
+        (Self { inner, junk: Arc::clone(&junk), taps }, junk)
     }
 }
 
@@ -76,7 +89,7 @@ impl AsyncUdpSocket for Sieve {
     ) -> Poll<io::Result<usize>> {
         let received = std::task::ready!(self.inner.poll_recv(cx, buffers, metas))?;
         for (meta, buffer) in metas.iter_mut().zip(buffers).take(received) {
-            let junk = sift(meta, buffer, self.tap.as_ref());
+            let junk = sift(meta, buffer, &self.taps);
             if junk > 0 {
                 self.junk.fetch_add(junk, Ordering::Relaxed);
             }
@@ -99,14 +112,13 @@ impl AsyncUdpSocket for Sieve {
 
 /// Takes the implausible out of a receive buffer, which may hold several datagrams of one sender: all
 /// of one length but the last. Returns how many there were.
-fn sift(meta: &mut RecvMeta, buffer: &mut [u8], tap: Option<&Tap>) -> u64 {
+fn sift(meta: &mut RecvMeta, buffer: &mut [u8], taps: &Taps) -> u64 {
     let (mut junk, mut kept, mut at) = (0, 0, 0);
     while at < meta.len {
         let end = meta.len.min(at + meta.stride.max(1));
-        let datagram = buffer.get(at..end).unwrap_or_default();
-        if !is_plausible(datagram) {
-            let is_taken = tap.is_some_and(|tap| tap.take(meta.addr, datagram));
-            junk += u64::from(!is_taken);
+        let packet = buffer.get(at..end).unwrap_or_default();
+        if !is_plausible(packet) {
+            junk += u64::from(!taps.take(meta.addr, packet));
         } else {
             if kept < at {
                 buffer.copy_within(at..end, kept);
@@ -164,10 +176,10 @@ mod tests {
         buffer.extend([0x42; 22]);
         let mut meta = RecvMeta::default();
         (meta.len, meta.stride) = (buffer.len(), 25);
-        assert_eq!(sift(&mut meta, &mut buffer, None), 2);
+        assert_eq!(sift(&mut meta, &mut buffer, &Taps::default()), 2);
         let kept = [&[0x40; 25][..], &[0x41; 25], &[0x42; 22]].concat();
         assert_eq!(buffer[..meta.len], kept);
         (meta.len, meta.stride) = (100, 25);
-        assert_eq!((sift(&mut meta, &mut [0; 100], None), meta.len), (4, 0));
+        assert_eq!((sift(&mut meta, &mut [0; 100], &Taps::default()), meta.len), (4, 0));
     }
 }

@@ -188,6 +188,7 @@ impl Driver {
         Status {
             paths: paths.collect(),
             turn: self.endpoint.turn_status(),
+            searches: self.endpoint.searches(),
             id: self.shared.id,
             role: self.shared.role,
             uptime: self.shared.clock.now() - Time::START,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use macula::{
     EndpointId, ItemReceiver, ItemSender, Node, PathInfo, PathKind, Peer, Refusal, Request,
-    Strategy,
+    SearchStats, Strategy,
 };
 use macula_gateway::signal::StopSignal;
 use serde_json::{Value, json};
@@ -158,7 +158,8 @@ impl Tally {
         }
     }
 
-    fn done(&self, path: PathKind) -> Value {
+    fn done(&self, path: PathKind, searches: Option<SearchStats>) -> Value {
+        let searches = searches.unwrap_or_default();
         json!({
             "sent": self.sent,
             "received": self.received,
@@ -167,6 +168,9 @@ impl Tally {
             "reordered": self.reordered,
             "longest_silence_ms": self.longest_silence.as_millis() as u64,
             "path": path.as_str(),
+            "searches": searches.begun,
+            "searches_found": searches.found,
+            "search_tuples": searches.tuples,
             "ms": ms(),
         })
     }
@@ -251,7 +255,7 @@ async fn initiate(
         }
     }
     tally.last.is_some().then(|| tally.sound());
-    out.tell("done", tally.done(path_of(&peer)))
+    out.tell("done", tally.done(path_of(&peer), searches(node).await))
 }
 
 /// Sleeps until then; for ever without a moment.
@@ -358,7 +362,11 @@ async fn respond(
     }
     drop((who, echo));
     let path = peer.as_ref().map_or(PathKind::Relayed, path_of);
-    out.tell("done", tally.done(path))
+    out.tell("done", tally.done(path, searches(node).await))
+}
+
+async fn searches(node: &Node) -> Option<SearchStats> {
+    node.status().await.ok().map(|status| status.searches)
 }
 
 async fn give_back(
@@ -393,7 +401,7 @@ mod tests {
         for number in [0, 2, 1, 2, 4] {
             tally.receive(number);
         }
-        let done = tally.done(PathKind::Direct);
+        let done = tally.done(PathKind::Direct, None);
         for (name, value) in
             [("sent", 5), ("received", 4), ("lost", 1), ("duplicated", 1), ("reordered", 1)]
         {

@@ -88,6 +88,12 @@ impl Drop for Detour {
 }
 
 impl Magic {
+    /// The way to an address that has one.
+    #[cfg(test)]
+    pub(in crate::quic) fn way(&self, to: &SocketAddr) -> Option<Arc<dyn Way>> {
+        self.detours.way(to)
+    }
+
     /// Sends what is for `to` by `way` from now on; with no address, for a synthetic one that is
     /// drawn for it. `None`: there are too many, or the address has a detour.
     pub(in crate::quic) fn detour(
