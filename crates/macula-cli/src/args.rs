@@ -188,6 +188,14 @@ pub(crate) struct NatArgs {
         hide_short_help = true
     )]
     pub(crate) no_port_search: bool,
+    /// Do not ask the router to map a port
+    #[arg(
+        long,
+        env = "MACULA_NO_PORT_MAPPING",
+        value_parser = clap::builder::FalseyValueParser::new(),
+        hide_short_help = true
+    )]
+    pub(crate) no_port_mapping: bool,
 }
 
 /// A value of `--turn-server`.

@@ -98,6 +98,7 @@ fn builder(gateway: &GatewayAddress, args: &ConnectArgs) -> Result<NodeBuilder, 
         .connect_timeout(args.connect_timeout)
         .via(args.via.into())
         .port_search(!args.nat.no_port_search)
+        .port_mapping(!args.nat.no_port_mapping)
         .agent(concat!("macula-cli/", env!("CARGO_PKG_VERSION")));
     if let Some(path) = &args.key {
         builder = builder.key(client_key(path)?);

@@ -36,6 +36,8 @@ pub enum NatKind {
     Dual,
     /// [`Self::Linux`] that forgets UDP after 5 s.
     ShortTimeout,
+    /// [`Self::Symmetric`] that maps ports when asked by PCP or NAT-PMP.
+    PortMap,
 }
 
 /// RFC 4787 §4.1.
@@ -95,7 +97,7 @@ pub struct Behaviour {
 
 impl NatKind {
     /// All kinds, in the order of tables.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Public,
         Self::Fw,
         Self::FullCone,
@@ -111,8 +113,9 @@ impl NatKind {
         Self::V6Fw,
         Self::Dual,
         Self::ShortTimeout,
+        Self::PortMap,
     ];
-    /// The kinds of the full matrix: all but [`Self::ShortTimeout`].
+    /// The kinds of the full matrix: all but [`Self::ShortTimeout`] and [`Self::PortMap`].
     pub const MATRIX: &'static [Self] = Self::ALL.split_at(14).0;
     /// The few kinds of `--small`: a cone without preserved ports, the home router that is
     /// sensitive to order, a sequential symmetric NAT, no UDP at all, and IPv6 beside bad IPv4.
@@ -138,6 +141,7 @@ impl NatKind {
             Self::V6Fw => "v6fw",
             Self::Dual => "dual",
             Self::ShortTimeout => "shorttimeout",
+            Self::PortMap => "portmap",
         }
     }
 
@@ -205,7 +209,7 @@ impl NatKind {
             Self::FullCone => cone(F::EndpointIndependent, Some(false)),
             Self::AddrRestricted => cone(F::AddressDependent, Some(false)),
             Self::PortRestricted | Self::Cgnat => cone(F::AddressAndPortDependent, Some(false)),
-            Self::Symmetric | Self::CgnatSym | Self::Dual => symmetric(false),
+            Self::Symmetric | Self::CgnatSym | Self::Dual | Self::PortMap => symmetric(false),
             Self::SymSeq => symmetric(true),
         })
     }

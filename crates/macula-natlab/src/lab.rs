@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::error::LabError;
 use crate::kind::{NatKind, Shared};
+use crate::mapper::Mapper;
 use crate::netns::{self, Netns};
 use crate::probe::{Echo, Observers};
 use crate::rules::{HOST_RULES, Inbound, Nat, Router};
@@ -99,6 +100,8 @@ pub(crate) struct Site {
     routers: Vec<(Netns, Router)>,
     number: u8,
     wire: Option<Wire>,
+    /// Answers while it is kept.
+    mapper: Option<Mapper>,
 }
 
 /// A running laboratory; everything is gone when it is dropped.
@@ -236,7 +239,14 @@ impl Site {
         settings: &Settings,
     ) -> Result<Self, LabError> {
         let wan = Ipv4Addr::new(198, 18, number, 2);
-        let mut site = Self { access, hosts: Vec::new(), routers: Vec::new(), number, wire: None };
+        let mut site = Self {
+            access,
+            hosts: Vec::new(),
+            routers: Vec::new(),
+            number,
+            wire: None,
+            mapper: None,
+        };
         let outer = match access {
             Access::Single(kind) => Router::of(kind, wan),
             Access::Shared(Shared::SameLan) => Router::home(wan),
@@ -276,6 +286,10 @@ impl Site {
         }
         for (netns, router) in &site.routers {
             netns.nft(&router.rules(next_seed()))?;
+        }
+        if access == Access::Single(NatKind::PortMap) {
+            let inside = Ipv4Addr::new(192, 168, 1, 1);
+            site.mapper = Some(Mapper::start(&site.routers[0].0, inside, wan)?);
         }
         if access == Access::Single(NatKind::ShortTimeout) {
             for timeout in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {

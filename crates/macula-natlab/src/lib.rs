@@ -12,6 +12,7 @@ mod counters;
 mod error;
 mod kind;
 mod lab;
+mod mapper;
 mod mix;
 mod netns;
 mod probe;

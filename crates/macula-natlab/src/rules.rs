@@ -27,6 +27,8 @@ pub(crate) enum Nat {
     Random,
     /// The next port for each destination.
     Sequential,
+    /// As [`Self::Random`], but for what is in two maps, which the server of port mappings fills.
+    Mapped,
 }
 
 /// Who may use a hashed mapping from outside.
@@ -64,6 +66,7 @@ impl Router {
             NatKind::LinuxOpen => Nat::Masquerade { drop_input: false },
             NatKind::Symmetric | NatKind::CgnatSym | NatKind::Dual => Nat::Random,
             NatKind::SymSeq => Nat::Sequential,
+            NatKind::PortMap => Nat::Mapped,
         };
         Self {
             nat,
@@ -122,7 +125,9 @@ impl Router {
         text += &format!("  iifname \"lan*\" oifname \"wan\" {outward}accept\n");
         text.push_str("  ct state established,related accept\n");
         match self.nat {
-            Nat::Hashed(Inbound::Anybody) => text.push_str("  ct status dnat accept\n"),
+            Nat::Hashed(Inbound::Anybody) | Nat::Mapped => {
+                text.push_str("  ct status dnat accept\n")
+            }
             Nat::Hashed(Inbound::ContactedAddress) => text
                 .push_str("  ct status dnat ip daddr . udp dport . ip saddr @contacted accept\n"),
             _ => {}
@@ -144,7 +149,7 @@ impl Router {
             Nat::Hashed(_) => Some(format!(
                 "snat to {wan} : jhash ip saddr . udp sport mod 60000 seed {seed} offset 2000"
             )),
-            Nat::Random => Some("masquerade fully-random".to_owned()),
+            Nat::Random | Nat::Mapped => Some("masquerade fully-random".to_owned()),
             Nat::Sequential => Some(format!(
                 "snat to {wan} : numgen inc mod {SEQUENTIAL_PORTS} map {{ {} }}",
                 sequential_ports()
@@ -167,7 +172,21 @@ impl Router {
         if is_mapped {
             text.push_str(&self.reverse_map(flows));
         }
+        if self.nat == Nat::Mapped {
+            text += &format!(
+                " map mapped {{\n  type inet_service : ipv4_addr . inet_service\n }}\n \
+                 map outward {{\n  type ipv4_addr . inet_service : ipv4_addr . inet_service\n }}\n \
+                 chain back {{\n  type nat hook prerouting priority dstnat;\n  \
+                 ip daddr {wan} meta l4proto udp dnat to udp dport map @mapped\n }}\n"
+            );
+        }
         text.push_str(" chain out {\n  type nat hook postrouting priority srcnat;\n");
+        if self.nat == Nat::Mapped {
+            // As miniupnpd does: what is mapped is so on the way out, too.
+            text.push_str(
+                "  oifname \"wan\" meta l4proto udp snat to ip saddr . udp sport map @outward\n",
+            );
+        }
         for flow in flows {
             if let Some(udp) = &udp {
                 text += &format!("  {flow} meta l4proto udp {udp}\n");

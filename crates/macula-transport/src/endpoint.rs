@@ -96,6 +96,9 @@ pub struct EndpointConfig {
     /// with many sockets or probes of many ports, see [`macula_nat::search`]. Needs
     /// [`Endpoint::set_stun_servers`]. Default `true`.
     pub port_search: bool,
+    /// Whether the router is asked, by PCP, NAT-PMP and UPnP, to map the endpoint's port while there
+    /// are such links. Only with the feature `portmap`. Default `true`.
+    pub port_mapping: bool,
 }
 
 impl EndpointConfig {
@@ -119,6 +122,7 @@ impl EndpointConfig {
             turn_servers: Vec::new(),
             turn_use: TurnUse::default(),
             port_search: true,
+            port_mapping: true,
         }
     }
 }

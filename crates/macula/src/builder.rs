@@ -66,6 +66,7 @@ pub struct NodeBuilder {
     turn_of_gateway: bool,
     turn_use: TurnUse,
     port_search: bool,
+    port_mapping: bool,
 }
 
 impl NodeBuilder {
@@ -85,6 +86,7 @@ impl NodeBuilder {
             turn_of_gateway: false,
             turn_use: TurnUse::default(),
             port_search: true,
+            port_mapping: true,
         }
     }
 
@@ -196,6 +198,14 @@ impl NodeBuilder {
         self
     }
 
+    /// Whether the router is asked to map the node's port, by PCP, NAT-PMP and UPnP, as long as there
+    /// are links to peers; it is given back afterwards. Only with the feature `portmap`, which is on
+    /// by default. Default: it is.
+    pub fn port_mapping(mut self, on: bool) -> Self {
+        self.port_mapping = on;
+        self
+    }
+
     /// Program and version told to peers. Default: this library's.
     pub fn agent(mut self, agent: impl Into<String>) -> Self {
         self.agent = Some(agent.into());
@@ -298,7 +308,7 @@ impl NodeBuilder {
         settings.tunnels = self.via != Via::Udp;
         (settings.stun_servers, settings.turn_servers) = (self.stun_servers, self.turn_servers);
         settings.turn_use = self.turn_use;
-        settings.port_search = self.port_search;
+        (settings.port_search, settings.port_mapping) = (self.port_search, self.port_mapping);
         let socket = Endpoint::bind(&settings).map_err(bind_error)?;
         let Started { owner, endpoint, links } = endpoint::start(&key, config, socket)?;
         let (accepting, accepted) = (endpoint.clone(), links.clone());

@@ -67,7 +67,8 @@ pub(crate) async fn run(args: NetcheckArgs) -> Result<(), Failure> {
     }
     // The nearest first, those that do not answer last.
     gateways.sort_by_key(|(_, asked, _)| asked.as_ref().map_or(Duration::MAX, |(took, _)| *took));
-    let mut report = check(servers).await?;
+    let (report, mapped) = tokio::join!(check(servers), port_mapping());
+    let mut report = report?;
     report.tls_works = tls;
     let lifetime = match args.lifetime {
         Some(max) => Some(lifetime(&report, max).await?),
@@ -81,9 +82,17 @@ pub(crate) async fn run(args: NetcheckArgs) -> Result<(), Failure> {
                 "below_s": it.below.map(|it| it.as_secs()), "known": it.is_supported,
             })
         });
+        json["port_mapping"] = mapped
+            .iter()
+            .map(|(by, external)| json!({"by": by, "external": external.to_string()}))
+            .collect();
         return out::json(&json);
     }
-    human(&gateways, &report, lifetime)
+    human(&gateways, &report, lifetime)?;
+    let named = mapped.iter().map(|(by, external)| format!("{by} ({external})"));
+    let named = named.collect::<Vec<_>>().join(", ");
+    let named = if named.is_empty() { "none" } else { &*named };
+    out::line(format_args!("{:<11} {named}", "mapping by"))
 }
 
 /// What a gateway said: how long it took, and where its STUN server is.
@@ -267,6 +276,22 @@ fn lifetime_in_words(lifetime: LifetimeReport) -> String {
         }
         (None, None) => "not known".to_owned(),
     }
+}
+
+/// Which protocols the router maps ports by, and the outer addresses that it gave. The port is given
+/// back at once.
+#[cfg(feature = "portmap")]
+async fn port_mapping() -> Vec<(&'static str, SocketAddr)> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok();
+    let port = socket.as_ref().and_then(|socket| socket.local_addr().ok()?.port().try_into().ok());
+    let Some(port) = port else { return Vec::new() };
+    let found = macula_transport::probe_port_mapping(port).await;
+    found.into_iter().map(|(by, external)| (by.as_str(), external)).collect()
+}
+
+#[cfg(not(feature = "portmap"))]
+async fn port_mapping() -> Vec<(&'static str, SocketAddr)> {
+    Vec::new()
 }
 
 /// What a search for ports (`macula_nat::search`) would make of this NAT.

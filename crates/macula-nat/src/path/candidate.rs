@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 pub enum Kind {
     /// An address of an interface of this machine.
     Host,
+    /// A port of the router's outer address that it has mapped to us when asked.
+    PortMapped,
     /// Our address as a server outside sees it.
     ServerReflexive,
     /// An address that a TURN server relays to us.
@@ -16,21 +18,22 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Host, Self::ServerReflexive, Self::Relayed];
+    pub const ALL: [Self; 4] = [Self::Host, Self::PortMapped, Self::ServerReflexive, Self::Relayed];
 
     /// How many candidates of this kind one endpoint offers at most.
     pub const fn max(self) -> usize {
         match self {
             Self::Host => 8,
-            Self::ServerReflexive => 4,
+            Self::PortMapped | Self::ServerReflexive => 4,
             Self::Relayed => 2,
         }
     }
 
-    /// RFC 8445 §5.1.2.1.
+    /// RFC 8445 §5.1.2.1; a mapped port is as a reflexive one, but lets anybody in.
     const fn type_preference(self) -> u32 {
         match self {
             Self::Host => 126,
+            Self::PortMapped => 105,
             Self::ServerReflexive => 100,
             Self::Relayed => 0,
         }
@@ -194,7 +197,7 @@ mod tests {
         }
         assert_eq!(candidates.list().len(), 8, "each address once, and no kind has more");
         let max: usize = Kind::ALL.into_iter().map(Kind::max).sum();
-        assert_eq!(max, 14);
+        assert_eq!(max, 18);
     }
 
     #[test]

@@ -4,6 +4,8 @@ pub(crate) mod anonymous;
 mod config;
 mod magic;
 mod paths;
+#[cfg(feature = "portmap")]
+mod portmap;
 mod runtime;
 mod search;
 mod sieve;
@@ -42,6 +44,8 @@ use magic::Magic;
 use paths::PathState;
 pub(crate) use paths::Selected;
 pub use paths::{PathInfo, PathKind, Traffic};
+#[cfg(feature = "portmap")]
+pub use portmap::{MappedBy, probe_port_mapping};
 use tunnel::Tunnels;
 pub(crate) use tunnel::{Outlet, Tunnel};
 pub use turn::{TurnServer, TurnStatus, TurnUse};
@@ -98,6 +102,11 @@ pub(crate) struct Peers {
     /// Somebody looks at the interfaces.
     watches: AtomicBool,
     searches: search::Searches,
+    /// Somebody keeps the port mapped, or nobody shall.
+    #[cfg(feature = "portmap")]
+    maps: AtomicBool,
+    #[cfg(feature = "portmap")]
+    mapped: tokio::sync::Mutex<Vec<portmap::Lease>>,
 }
 
 impl fmt::Debug for Peers {
@@ -212,6 +221,10 @@ impl Endpoint {
                     relay: watch::Sender::default(),
                     watches: AtomicBool::new(false),
                     searches: search::Searches::new(settings.port_search, tap),
+                    #[cfg(feature = "portmap")]
+                    maps: AtomicBool::new(!settings.port_mapping),
+                    #[cfg(feature = "portmap")]
+                    mapped: tokio::sync::Mutex::default(),
                 }));
             } else {
                 magical = magical.keeping_local();
@@ -376,6 +389,10 @@ impl Endpoint {
             self.crew.spawn(managing);
             let (ours, shared) = (Arc::clone(&state), Arc::clone(&peers));
             self.crew.spawn(search::run(quic, connection.peer, side, ours, shared, signals));
+            #[cfg(feature = "portmap")]
+            if strategy != Strategy::AlwaysRelay && !peers.maps.swap(true, Ordering::AcqRel) {
+                self.crew.spawn(portmap::keep(Arc::clone(&peers)));
+            }
             if !peers.watches.swap(true, Ordering::AcqRel) {
                 if peers.stun.has_servers() && peers.strategy != Strategy::AlwaysRelay {
                     self.crew.spawn(stun::run(Arc::clone(&peers)));
@@ -534,12 +551,14 @@ impl Endpoint {
         self.endpoint.close(VarInt::from(code), cut(reason).as_bytes());
     }
 
-    /// Ends when every connection has told its peer that it is closed.
+    /// Ends when every connection has told its peer that it is closed, and no port is mapped.
     pub(crate) async fn closed(&self) {
-        self.endpoint.wait_all_draining().await;
-        if let Some(peers) = &self.peers {
-            peers.turns.closed().await;
-        }
+        let told = self.endpoint.wait_all_draining();
+        let Some(peers) = &self.peers else { return told.await };
+        #[cfg(feature = "portmap")]
+        tokio::join!(told, peers.turns.closed(), portmap::withdraw(peers));
+        #[cfg(not(feature = "portmap"))]
+        tokio::join!(told, peers.turns.closed());
     }
 }
 

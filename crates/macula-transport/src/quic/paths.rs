@@ -429,7 +429,8 @@ impl Manager {
         let Some((_, told)) = self.tell.filter(|(at, _)| *at <= Instant::now()) else { return };
         let sort = |kind| match kind {
             Kind::Host => Sort::Host,
-            Kind::ServerReflexive => Sort::ServerReflexive,
+            // To the peer both are an outer address of a NAT.
+            Kind::PortMapped | Kind::ServerReflexive => Sort::ServerReflexive,
             Kind::Relayed => Sort::Relayed,
         };
         // Also those that are not checked now: a path to them may be there.

@@ -1,6 +1,6 @@
 //! How this endpoint's NAT maps, asked of the gateway's STUN server.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,10 @@ pub(super) async fn facts(peers: &Arc<Peers>) -> Option<Facts> {
         }
     }
     *known = None;
+    if let Some(addr) = mapped(peers) {
+        // What is mapped on request is the same for everybody.
+        return Some(Facts { behaviour: Behaviour::Independent, addr });
+    }
     let servers = timeout(SERVERS_TIMEOUT, servers(peers)).await.ok()??;
     let report = measure(servers).await?;
     let seen = lock(&peers.known).of(Kind::ServerReflexive).to_vec();
@@ -55,6 +59,15 @@ pub(super) async fn facts(peers: &Arc<Peers>) -> Option<Facts> {
     tracing::debug!(?facts, ports = ?report.mapped_ports, "how this NAT maps");
     *known = facts.map(|facts| Known { at: Instant::now(), candidates, facts });
     facts
+}
+
+/// A port that the router has mapped when asked.
+fn mapped(peers: &Peers) -> Option<SocketAddrV4> {
+    let known = lock(&peers.known);
+    known.of(Kind::PortMapped).iter().find_map(|addr| match addr {
+        SocketAddr::V4(v4) => Some(*v4),
+        SocketAddr::V6(_) => None,
+    })
 }
 
 /// The STUN servers, once somebody has told.
