@@ -560,6 +560,12 @@ pub(crate) struct LabArgs {
     /// Time between two beats
     #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = duration)]
     pub(crate) interval: Duration,
+    /// Beats at a time, of those that the link takes
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) batch: u32,
+    /// Tell of no beats, only of paths and at the end
+    #[arg(long)]
+    pub(crate) quiet: bool,
     /// End after so many beats
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,

@@ -17,7 +17,7 @@ use crate::kind::{NatKind, Shared};
 use crate::mapper::Mapper;
 use crate::netns::{self, Netns};
 use crate::probe::{Echo, Observers};
-use crate::rules::{HOST_RULES, Inbound, Nat, Router};
+use crate::rules::{self, HOST_RULES, Inbound, Nat, Router};
 use crate::tap;
 use crate::wire::{Weather, Wire};
 
@@ -356,6 +356,13 @@ impl Site {
     /// The same before the next pair, so that no run helps or hinders another.
     pub(crate) fn forget(&self) -> Result<(), LabError> {
         self.reboot()
+    }
+
+    /// Drops UDP between its hosts and everybody but gateways, or lets it pass again.
+    pub(crate) fn cut_direct(&self, is_cut: bool) -> Result<(), LabError> {
+        let text =
+            if is_cut { rules::cut(&RELAYS_V4, &RELAYS_V6) } else { rules::UNCUT.to_owned() };
+        self.outer_router().map_or(Ok(()), |router| router.nft(&text))
     }
 
     /// Address of the router's outer end.

@@ -2,7 +2,8 @@
 //! make each kind of NAT, with links that have a delay. `macula lab nat` runs it; `docs/nat.md` is about it.
 //!
 //! [`Lab`] is the laboratory, [`check`] compares each NAT with what it should be, [`matrix`] runs pairs of
-//! programs and takes the verdict from the kernel's byte counters, [`scenario`] disturbs a running pair.
+//! programs and takes the verdict from the kernel's byte counters, [`scenario`] disturbs a running pair,
+//! [`audit`] moves pairs to and fro and looks for messages that suffered.
 //!
 //! Threads and child processes, no async: what it does is wait. It needs root, or a user namespace.
 
@@ -21,6 +22,7 @@ mod rules;
 mod tap;
 mod wire;
 
+pub mod audit;
 pub mod check;
 pub mod matrix;
 pub mod scenario;

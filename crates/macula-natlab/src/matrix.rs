@@ -170,18 +170,21 @@ impl Stage<'_> {
         &self.lab.sites[seat.0]
     }
 
-    /// Starts both; `time` is what the initiator is told.
+    /// Starts both; `time` is what the initiator is told, and `more` goes on its command line.
     pub(crate) fn start(
         &self,
         name: &str,
         seats: Seats,
         time: Duration,
         interval: Duration,
+        more: &[&str],
     ) -> Result<Running, LabError> {
         let Subject { realm, .. } = self.subject;
         let (one, other) = (self.site(seats.initiator), self.site(seats.responder));
         let here = self.address(other.access);
-        let arguments = ["lab", "responder", "-g", &here, "-r", realm, "--json"];
+        let mut arguments = vec!["lab", "responder", "-g", &here, "-r", realm, "--json"];
+        // Nobody hears the responder: one that tells of each beat of many would soon wait.
+        arguments.extend(more.iter().filter(|word| **word == "--quiet"));
         let netns = &other.hosts[seats.responder.1].netns;
         let home = self.home.join(name);
         let mut responder = Program::start(
@@ -195,7 +198,7 @@ impl Stage<'_> {
         let here = self.address(one.access);
         let seconds = time.as_secs().to_string();
         let every = format!("{}ms", interval.as_millis());
-        let arguments = [
+        let mut arguments = vec![
             "lab",
             "initiator",
             "-g",
@@ -210,6 +213,7 @@ impl Stage<'_> {
             "--interval",
             &every,
         ];
+        arguments.extend(more);
         let netns = &one.hosts[seats.initiator.1].netns;
         let initiator = Program::start(
             self.subject,
@@ -221,7 +225,7 @@ impl Stage<'_> {
         Ok(Running { initiator, responder })
     }
 
-    fn count(&self, seats: Seats) -> Result<[Counters; 2], LabError> {
+    pub(crate) fn count(&self, seats: Seats) -> Result<[Counters; 2], LabError> {
         let read = |seat: (usize, usize)| Counters::read(&self.site(seat).hosts[seat.1].netns);
         Ok([read(seats.initiator)?, read(seats.responder)?])
     }
@@ -240,7 +244,7 @@ impl Stage<'_> {
             note: None,
         };
         let followed =
-            self.start(name, seats, plan.pair_time, plan.interval).and_then(|mut running| {
+            self.start(name, seats, plan.pair_time, plan.interval, &[]).and_then(|mut running| {
                 let followed = self.follow(&mut running, seats, plan, &mut result);
                 running.initiator.end();
                 running.responder.end();

@@ -2,7 +2,7 @@
 //!
 //! Interface names are fixed: `wan` towards the Internet, `lan` (a bridge) and `lan2` towards hosts.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::kind::NatKind;
 
@@ -225,6 +225,24 @@ fn sequential_ports() -> String {
     ports.collect::<Vec<_>>().join(", ")
 }
 
+/// Takes away what [`cut`] adds, if it is there.
+pub(crate) const UNCUT: &str = "table inet lab_cut\ndelete table inet lab_cut\n";
+
+/// Rules of a router beside its others: UDP passes to and from `relays` only. Not in hosts, where a drop
+/// would be an error of the program's socket.
+pub(crate) fn cut(relays_v4: &[Ipv4Addr], relays_v6: &[Ipv6Addr]) -> String {
+    fn list(relays: &[impl ToString]) -> String {
+        relays.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+    let (v4, v6) = (list(relays_v4), list(relays_v6));
+    format!(
+        "{UNCUT}table inet lab_cut {{\n \
+         chain through {{\n  type filter hook forward priority filter - 10;\n  \
+         meta l4proto udp ip saddr != {{ {v4} }} ip daddr != {{ {v4} }} drop\n  \
+         meta l4proto udp ip6 saddr != {{ {v6} }} ip6 daddr != {{ {v6} }} drop\n }}\n}}\n"
+    )
+}
+
 /// Rules of a host: bytes by remote address, which [`crate::counters`] reads.
 pub(crate) const HOST_RULES: &str = "\
 flush ruleset
@@ -317,6 +335,14 @@ mod tests {
         let text = rules(NatKind::UdpBlock);
         assert!(text.contains("oifname \"wan\" tcp dport { 80, 443 } accept"));
         assert!(!text.contains("oifname \"wan\" accept"));
+    }
+
+    #[test]
+    fn a_cut_spares_gateways_and_can_be_made_and_taken_away_twice() {
+        let text = cut(&[WAN], &[Ipv6Addr::LOCALHOST]);
+        assert!(text.starts_with(UNCUT));
+        assert!(text.contains("ip saddr != { 198.18.7.2 } ip daddr != { 198.18.7.2 } drop"));
+        assert!(text.contains("ip6 saddr != { ::1 } ip6 daddr != { ::1 } drop"));
     }
 
     #[test]

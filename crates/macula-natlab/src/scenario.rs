@@ -107,7 +107,7 @@ pub fn run(
     let seats = Seats { initiator: (own, 0), responder: (peer, 0) };
     let stage = Stage { lab, subject, gateway: gateway.id(), home: home.path(), stop };
     let time = DIRECT_TIMEOUT + SETTLE + AFTER;
-    let mut running = stage.start("pair", seats, time, interval)?;
+    let mut running = stage.start("pair", seats, time, interval, &[])?;
     loop {
         let told = running.initiator.expect("path", DIRECT_TIMEOUT, stop)?;
         if told.path == "direct" {

@@ -16,6 +16,26 @@ fn responder(gateway: &Gateway) -> (Running, String) {
 }
 
 #[test]
+fn many_beats_at_a_time_all_come_back_and_are_not_told_of() {
+    let gateway = Gateway::start();
+    let (responder, id) = responder(&gateway);
+    let pinned = gateway.pinned();
+    let mut arguments = vec!["lab", "initiator", "-g", &pinned, "-r", "lab", "--peer", &id];
+    // more than may be out at a time
+    arguments.extend(["--count", "6000", "--batch", "1000", "--interval", "1ms"]);
+    arguments.extend(["--quiet", "--json"]);
+    let done = run(gateway.home(), &arguments).expect_code(0);
+    assert!(!done.text().contains("\"beat\""), "{}", done.text());
+    let last: Value = serde_json::from_str(done.text().lines().last().unwrap()).unwrap();
+    for (name, value) in
+        [("sent", 6000), ("received", 6000), ("lost", 0), ("duplicated", 0), ("reordered", 0)]
+    {
+        assert_eq!(last[name], value, "{name}: {last}");
+    }
+    drop(responder);
+}
+
+#[test]
 fn beats_come_back_and_every_event_is_a_line() {
     let gateway = Gateway::start();
     let (responder, id) = responder(&gateway);

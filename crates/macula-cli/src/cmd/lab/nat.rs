@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use macula_gateway::signal::StopSignal;
+use macula_natlab::audit::{self, Audit, Flow};
 use macula_natlab::matrix::{self, PairResult, Plan, Summary, Verdict};
 use macula_natlab::scenario::{self, Scenario};
 use macula_natlab::{Lab, LabError, LabErrorKind, NatKind, Settings, Shared, Stop, Weather, check};
@@ -38,6 +39,25 @@ pub(crate) struct LabNatArgs {
     /// Disturb one direct pair instead of running the matrix
     #[arg(long, value_enum, conflicts_with_all = ["small", "types"])]
     pub(crate) scenario: Option<ScenarioArg>,
+    /// Move pairs between relay and direct path while numbered messages go to and fro, and look whether any is
+    /// lost, doubled or reordered
+    #[arg(long, conflicts_with_all = ["small", "types", "check", "scenario"])]
+    pub(crate) audit: bool,
+    /// Messages of --audit, over all its pairs
+    #[arg(long, value_name = "COUNT", default_value_t = 1_000_000, requires = "audit",
+          value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(crate) messages: u64,
+    /// Pairs of --audit
+    #[arg(long, value_name = "COUNT", default_value_t = 6, requires = "audit",
+          value_parser = clap::value_parser!(u8).range(1..=6))]
+    pub(crate) pairs: u8,
+    /// Run a steady flow between two cone NATs, and tell how much of it gateways carry
+    #[arg(long, conflicts_with_all = ["audit", "small", "types", "check", "scenario"])]
+    pub(crate) flow: bool,
+    /// How long --flow sends
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "flow",
+          value_parser = clap::value_parser!(u64).range(5..=3600))]
+    pub(crate) seconds: u64,
     /// How long a pair may try to become direct, in whole seconds
     #[arg(long, value_name = "SECONDS", default_value = "8s", value_parser = duration)]
     pub(crate) pair_time: Duration,
@@ -141,6 +161,10 @@ fn work(args: &LabNatArgs, stop: &Stop) -> Result<(), Failure> {
     let mut lab = Lab::build(settings)?;
     let done = if args.check {
         run_check(&mut lab, &kinds, &shared, args.json, stop)
+    } else if args.audit {
+        run_audit(&mut lab, args, stop)
+    } else if args.flow {
+        run_flow(&mut lab, args, stop)
     } else if let Some(scenario) = args.scenario {
         run_scenario(&mut lab, scenario.into(), args, stop)
     } else {
@@ -272,6 +296,75 @@ fn run_scenario(
         ))?;
     }
     Ok(())
+}
+
+fn run_audit(lab: &mut Lab, args: &LabNatArgs, stop: &Stop) -> Result<(), Failure> {
+    let bar = out::progress(None, "{spinner} {elapsed} {msg}");
+    bar.set_message("audit: 20 s to some minutes");
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let (pairs, parallel) = (args.pairs.into(), args.parallel.into());
+    let audit = audit::run(lab, &subject()?, args.messages, pairs, parallel, stop);
+    bar.finish_and_clear();
+    let audit = audit?;
+    if args.json {
+        out::json(&audit)?;
+    } else {
+        print_audit(&audit)?;
+    }
+    if audit.failed == 0 {
+        return Ok(());
+    }
+    let what = format!("{} of {} pairs are not clean", audit.failed, audit.pairs.len());
+    let advice = "each must have every message back once and in order, and move three times";
+    Err(Failure::new(Exit::Failure, what, advice))
+}
+
+fn print_audit(audit: &Audit) -> Result<(), Failure> {
+    let line = |pair: &str, counts: [u64; 4], switches: [u64; 2]| {
+        let [received, lost, duplicated, reordered] = counts;
+        let [told, counted] = switches;
+        out::line(format_args!(
+            "{pair:<34} {received:>9} {lost:>6} {duplicated:>8} {reordered:>10} {told:>9} {counted:>8}"
+        ))
+    };
+    out::line(Paint::stdout().bold(format_args!(
+        "{:<34} {:>9} {:>6} {:>8} {:>10} {:>9} {:>8}",
+        "pair", "received", "lost", "doubled", "reordered", "switches", "counted"
+    )))?;
+    for pair in &audit.pairs {
+        let name = format!("{} to {}", pair.initiator, pair.responder);
+        let counts = pair.counts.unwrap_or_default();
+        line(
+            &name,
+            [counts.received, counts.lost, counts.duplicated, counts.reordered],
+            [pair.switches, pair.kernel_switches],
+        )?;
+        if let Some(note) = &pair.note {
+            out::line(format_args!("  {note}"))?;
+        }
+    }
+    line(
+        "all",
+        [audit.received, audit.lost, audit.duplicated, audit.reordered],
+        [audit.switches, audit.kernel_switches],
+    )
+}
+
+fn run_flow(lab: &mut Lab, args: &LabNatArgs, stop: &Stop) -> Result<(), Failure> {
+    let bar = out::progress(None, "{spinner} {elapsed} {msg}");
+    bar.set_message(format!("flow: {} s", args.seconds));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let flow = audit::flow(lab, &subject()?, args.seconds, stop);
+    bar.finish_and_clear();
+    let flow: Flow = flow?;
+    if args.json {
+        return out::json(&flow);
+    }
+    let Flow { seconds, message_bytes, gateway_bytes, direct_bytes, .. } = flow;
+    let kind = flow.kind;
+    out::line(format_args!("{kind} to {kind}, {message_bytes} bytes to and fro for {seconds} s"))?;
+    out::line(format_args!("with the gateway {gateway_bytes} bytes, host to host {direct_bytes}"))?;
+    out::line(format_args!("share of the gateway: {:.2} %", 100.0 * flow.gateway_share))
 }
 
 fn run_matrix(

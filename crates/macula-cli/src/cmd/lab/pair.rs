@@ -31,7 +31,11 @@ const ECHO: &str = "lab.echo";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause between two attempts.
 const RETRY: Duration = Duration::from_millis(200);
-/// What answers that are still out get at the end.
+/// Beats wait while so many bytes are out: both ends must be able to hold them.
+const OUT_BYTES_MAX: usize = 512 * 1024;
+/// What a beat costs beside its bytes.
+const BEAT_OVERHEAD_BYTES: usize = 64;
+/// How long answers that are still out may be silent at the end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Events that may wait to be printed.
 const EVENTS_MAX: usize = 1024;
@@ -214,7 +218,7 @@ async fn initiate(
             let is_all = args.count.is_some_and(|count| tally.sent >= count);
             if (is_over || is_all) && drained_at.is_none() {
                 is_over = true;
-                drained_at = Some(tokio::time::Instant::now() + DRAIN_TIMEOUT);
+                drained_at = Some(drain_end());
             }
             if is_over && tally.out.is_empty() {
                 break;
@@ -225,8 +229,11 @@ async fn initiate(
                     let Some(answer) = answer else { break };
                     if let Some(number) = number_of(&answer) {
                         tally.receive(number);
-                        let path = path_of(&peer).as_str();
-                        out.tell("beat", json!({"n": number, "ms": ms(), "path": path}))?;
+                        drained_at = drained_at.map(|_| drain_end());
+                        if !args.quiet {
+                            let path = path_of(&peer).as_str();
+                            out.tell("beat", json!({"n": number, "ms": ms(), "path": path}))?;
+                        }
                     }
                 }
                 path = peer.changed() => match path {
@@ -234,9 +241,7 @@ async fn initiate(
                     None => break,
                 },
                 _ = ticks.tick(), if !is_over => {
-                    let mut beat = tally.send().to_be_bytes().to_vec();
-                    beat.resize(args.bytes as usize, 0);
-                    if sender.send(beat).await.is_err() {
+                    if !send_beats(args, &mut tally, &sender).await {
                         break;
                     }
                 }
@@ -256,6 +261,27 @@ async fn initiate(
     }
     tally.last.is_some().then(|| tally.sound());
     out.tell("done", tally.done(path_of(&peer), searches(node).await))
+}
+
+fn drain_end() -> tokio::time::Instant {
+    tokio::time::Instant::now() + DRAIN_TIMEOUT
+}
+
+/// Sends the beats of one tick; false when the stream has ended.
+async fn send_beats(args: &LabArgs, tally: &mut Tally, sender: &ItemSender) -> bool {
+    let each = args.bytes as usize + BEAT_OVERHEAD_BYTES;
+    for _ in 0..args.batch {
+        let is_all = args.count.is_some_and(|count| tally.sent >= count);
+        if is_all || tally.out.len() * each >= OUT_BYTES_MAX {
+            break;
+        }
+        let mut beat = tally.send().to_be_bytes().to_vec();
+        beat.resize(args.bytes as usize, 0);
+        if sender.send(beat).await.is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 /// Sleeps until then; for ever without a moment.
@@ -351,8 +377,10 @@ async fn respond(
                 }
                 Some(Seen::Beat(number)) => {
                     tally.hear(number);
-                    let path = peer.as_ref().map_or(PathKind::Relayed, path_of).as_str();
-                    out.tell("beat", json!({"n": number, "ms": ms(), "path": path}))?;
+                    if !args.quiet {
+                        let path = peer.as_ref().map_or(PathKind::Relayed, path_of).as_str();
+                        out.tell("beat", json!({"n": number, "ms": ms(), "path": path}))?;
+                    }
                 }
                 None => break,
             },
