@@ -117,6 +117,7 @@ struct Tally {
     reordered: u64,
     highest: Option<u64>,
     out: BTreeSet<u64>,
+    lost: usize,
     last: Option<Instant>,
     longest_silence: Duration,
 }
@@ -140,6 +141,11 @@ impl Tally {
             self.reordered += 1;
         }
         self.highest = self.highest.max(Some(number));
+    }
+
+    /// The call has ended: what is out does not come any more.
+    fn give_up(&mut self) {
+        self.lost += std::mem::take(&mut self.out).len();
     }
 
     /// At a responder, which cannot know what was sent and sends back what it hears.
@@ -167,7 +173,7 @@ impl Tally {
         json!({
             "sent": self.sent,
             "received": self.received,
-            "lost": self.out.len(),
+            "lost": self.lost + self.out.len(),
             "duplicated": self.duplicated,
             "reordered": self.reordered,
             "longest_silence_ms": self.longest_silence.as_millis() as u64,
@@ -251,6 +257,8 @@ async fn initiate(
             }
         }
         if !is_over {
+            tally.give_up();
+            out.tell("broken", json!({"lost": tally.lost, "ms": ms()}))?;
             peer = tokio::select! {
                 peer = find(node, Some(peer.id())) => peer?,
                 _ = stop.received() => break,
@@ -419,6 +427,18 @@ async fn give_back(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn beats_of_a_call_that_ended_are_lost_and_make_room() {
+        let mut tally = Tally::default();
+        for _ in 0..3 {
+            tally.send();
+        }
+        tally.receive(0);
+        tally.give_up();
+        assert!(tally.out.is_empty());
+        assert_eq!((tally.send(), tally.done(PathKind::Direct)["lost"].as_u64()), (3, Some(3)));
+    }
 
     #[test]
     fn the_tally_tells_lost_doubled_and_reordered_beats_apart() {
