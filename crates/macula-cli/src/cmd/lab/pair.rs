@@ -437,7 +437,10 @@ mod tests {
         tally.receive(0);
         tally.give_up();
         assert!(tally.out.is_empty());
-        assert_eq!((tally.send(), tally.done(PathKind::Direct)["lost"].as_u64()), (3, Some(3)));
+        assert_eq!(
+            (tally.send(), tally.done(PathKind::Direct, None)["lost"].as_u64()),
+            (3, Some(3))
+        );
     }
 
     #[test]
