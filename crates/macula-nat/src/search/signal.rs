@@ -7,7 +7,7 @@ use super::{Behaviour, Facts, Token};
 /// No signal is longer.
 pub const SIGNAL_BYTES_MAX: usize = 64;
 
-/// First byte; 1 to 3 are datagrams between an endpoint and its gateway.
+/// First byte; 1 to 3 are datagrams between an endpoint and its gateway, 4 the sorts of candidates.
 const KIND: u8 = 5;
 const OFFER: u8 = 1;
 const ANSWER: u8 = 2;
@@ -145,7 +145,7 @@ mod tests {
         let addr = "198.51.100.1:54321".parse().unwrap();
         let facts = Facts { behaviour: Behaviour::Random, addr };
         let bytes = Signal::Offer(*b"0123456789abcdef", facts).encode();
-        assert_eq!(bytes, b"\x04\x010123456789abcdef\x01\xc6\x33\x64\x01\xd4\x31");
+        assert_eq!(bytes, b"\x05\x010123456789abcdef\x01\xc6\x33\x64\x01\xd4\x31");
     }
 
     proptest! {
