@@ -14,8 +14,8 @@ use macula_proto::node::{
 use macula_proto::pubsub::{Pattern, ProcedureName, Topic};
 use macula_proto::wire::frame::HEADER_BYTES;
 use macula_proto::wire::message::{
-    Call, CallFailure, CloseCode, ErrorClass, Hello, Message, ProviderPolicy, Publish, PublishAck,
-    RealmOffer, RealmStatus, RefusalCode, Register, SlowPolicy, Subscribe,
+    Call, CallFailure, CloseCode, ErrorClass, Hello, Message, ProviderPolicy, Prune, Publish,
+    PublishAck, RealmOffer, RealmStatus, RefusalCode, Register, SlowPolicy, Subscribe,
 };
 use macula_proto::wire::{Channel, Frame, RawFrame, decode, encode, kind, lane_of};
 use macula_proto::{EndpointId, Time};
@@ -489,7 +489,7 @@ const NAMES: [&str; 8] =
 const PATTERNS: [&str; 4] = ["a.b", "a.*", "**", "*.c"];
 const ANY_PATTERNS: [&str; 6] = ["a.b", "a.*", "**", "*.c", "d", "**.a"];
 
-const KINDS: [u8; 29] = [
+const KINDS: [u8; 32] = [
     kind::SUBSCRIBE,
     kind::PUBLISH,
     kind::CALL,
@@ -510,10 +510,13 @@ const KINDS: [u8; 29] = [
     kind::BULK_ACK,
     kind::SYNC_DONE,
     kind::EXPECT,
+    kind::PRUNE,
+    kind::UNPRUNE,
     kind::REGISTER_RESULT,
     kind::UNREGISTER,
     kind::RETAINED,
     kind::SYNC,
+    kind::PRUNED,
     kind::BULK_PUBLISH,
     kind::CALL_ERROR,
     kind::CANCEL,
@@ -529,7 +532,7 @@ fn hello(choice: u8) -> Message {
     Message::Hello(Hello {
         version_min: if choice == 255 { 2 } else { 1 },
         version_max: 3,
-        capabilities: 0,
+        capabilities: 1,
         is_router: choice & 1 == 0,
         instance: u64::from(choice >> 1 & 1) + 1,
         resumes: [0, 0, 7, 6][usize::from(choice >> 2 & 3)],
@@ -606,6 +609,18 @@ fn message(kind: u8, b: u8, c: u8, peer: EndpointId) -> Message {
         kind::BULK_ACK => Message::BulkAck { id },
         kind::SYNC_DONE => Message::SyncDone { id },
         kind::EXPECT => Message::Expect { realm, topic: name, receivers: small },
+        kind::PRUNE => Message::Prune(Prune {
+            realm,
+            publisher: pick(&ids(), c),
+            epoch: 1,
+            topic: name,
+            id,
+            from: u64::from(b >> 4),
+            taken: if c == 255 { u64::MAX } else { number },
+        }),
+        kind::UNPRUNE => {
+            Message::Unprune { realm, publisher: pick(&ids(), c), epoch: 1, topic: name }
+        }
         kind::REGISTER => Message::Register(Register {
             realm,
             registration: small,
@@ -623,6 +638,7 @@ fn message(kind: u8, b: u8, c: u8, peer: EndpointId) -> Message {
             publish: publish(realm, &name, b, c & 0xfc, peer, Size::Lane),
         },
         kind::SYNC => Message::Sync { id },
+        kind::PRUNED => Message::Pruned { id },
         kind::CALL => Message::Call(Call {
             call: number,
             realm: if b == 255 { RealmTag::ENDPOINT } else { realm },

@@ -147,8 +147,8 @@ impl NodeBuilder {
         self
     }
 
-    /// Which paths links to peers may use, see [`Node::peer`]. Default:
-    /// [`Strategy::Opportunistic`].
+    /// Which paths links to peers may use, see [`Node::peer`]. With [`Strategy::AlwaysRelay`]
+    /// publishes stay with the gateway. Default: [`Strategy::Opportunistic`].
     pub fn strategy(mut self, strategy: Strategy) -> Self {
         self.strategy = strategy;
         self
@@ -303,6 +303,7 @@ impl NodeBuilder {
             config.agent = agent;
         }
         config.verifier = Some(Arc::new(GrantVerifier::new()));
+        config.peer_publishes = self.strategy != Strategy::AlwaysRelay;
         let mut settings = EndpointConfig::new(key.clone());
         (settings.peers, settings.strategy) = (peers, self.strategy);
         settings.tunnels = self.via != Via::Udp;

@@ -127,6 +127,8 @@ pub struct Config {
     /// A link to another leaf on which nothing but control went for so long is closed. Default
     /// 5 min.
     pub peer_link_idle: Duration,
+    /// Whether publishes pass over links to other leaves, at a leaf. Default: they do.
+    pub peer_publishes: bool,
     /// What a router relays for one peer a second, bytes; what comes faster is dropped. 0: no
     /// limit. Default 8 MiB.
     pub relay_bytes_per_second_per_peer: u64,
@@ -178,6 +180,7 @@ impl Config {
             memory_bytes_max: 1 << 30,
             peer_links_max: 256,
             peer_link_idle: Duration::from_secs(300),
+            peer_publishes: true,
             relay_bytes_per_second_per_peer: 8 << 20,
             relay_bytes_per_second: 128 << 20,
             verifier: None,
@@ -872,6 +875,10 @@ pub struct LinkStatus {
     pub queued_bytes: usize,
     /// Messages dropped for this link since it came up.
     pub dropped: u64,
+    /// Messages that this side published over a link between leaves.
+    pub published: u64,
+    /// Messages that the other side published over it.
+    pub received: u64,
 }
 
 /// One realm in a [`NodeStatus`].

@@ -72,7 +72,7 @@ impl Node {
         let hello = Hello {
             version_min: wire::VERSION_MIN,
             version_max: wire::VERSION_MAX,
-            capabilities: 0,
+            capabilities: self.capabilities(),
             is_router: self.config.role == Role::Router,
             instance: self.config.epoch,
             resumes: if is_upstream { self.upstream_instance } else { 0 },
@@ -134,6 +134,7 @@ impl Node {
         link.hello = PeerHello {
             is_router: hello.is_router,
             instance: hello.instance,
+            capabilities: hello.capabilities,
             agent: hello.agent.clone(),
         };
         self.timers.clear(Timer::Handshake(link_id));
@@ -505,6 +506,9 @@ impl Node {
             }
         }
         link.held_bytes = 0;
+        // the session has what is owed of them
+        link.pruned.clear();
+        link.pruned_owed = 0;
         if let Some(session) = self.sessions.get_mut(&session_id) {
             session.link = None;
             self.timers.set(Timer::Session(session_id), now + limits::RESUME_WINDOW);
@@ -621,12 +625,16 @@ impl Node {
         }
         if self.upstream == Some(link_id) {
             self.upstream = None;
+            self.forget_prunes();
             let unsure = std::mem::take(&mut self.unsubscribed_unsure).into_iter();
             self.unsubscribed.extend(unsure.map(|(realm, number, _)| (realm, number)));
             // large messages that a flush waited for cannot arrive any more
             self.finish_flushes();
         }
         self.forget_peer_link(now, link_id, link.peer);
+        if link.peer_link.is_some() {
+            self.lose_inflows(now, link_id);
+        }
         if let Some(session) = session
             && (link.said_goodbye || link.peer_link.is_some())
         {
@@ -783,7 +791,12 @@ impl Node {
     pub(super) fn on_stall_due(&mut self, now: Time, link_id: LinkId) {
         let patience = self.config.stall_timeout;
         let Some(link) = self.links.get(&link_id) else { return };
-        let Some(since) = link.stalled_since() else { return };
+        if link.owed_since().is_some_and(|since| now - since >= patience) {
+            self.unprune_owed(now, link_id);
+        }
+        let Some(link) = self.links.get(&link_id) else { return };
+        let since = link.stalled_since().into_iter().chain(link.owed_since()).min();
+        let Some(since) = since else { return };
         if now - since < patience {
             return self.timers.set(Timer::Stall(link_id), since + patience);
         }

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use super::api::Transmit;
 use super::bucket::Bucket;
+use super::direct::Pruned;
 use super::session::SessionId;
 use crate::id::{EndpointId, LinkId, RealmTag, StreamId};
 use crate::limits;
 use crate::pubsub::Topic;
+use crate::pubsub::seen::StreamKey;
 use crate::time::Time;
 use crate::wire::{Channel, Frame};
 
@@ -206,6 +208,8 @@ pub(super) enum PauseReason {
     Rate(LinkId),
     /// The realm's publishers together send faster than they may.
     RealmRate(RealmTag),
+    /// Too much waits for what another way brings.
+    Order(RealmTag),
     /// A local subscription's queue is full.
     Handle(crate::id::SubscriptionId),
 }
@@ -237,6 +241,7 @@ pub(super) enum Stage {
 pub(super) struct PeerHello {
     pub(super) is_router: bool,
     pub(super) instance: u64,
+    pub(super) capabilities: u64,
     pub(super) agent: String,
 }
 
@@ -317,6 +322,14 @@ pub(super) struct Link {
     pub(super) relayed: Bucket,
     /// Set when both ends are leaves.
     pub(super) peer_link: Option<PeerLink>,
+    /// Messages published over a link between leaves, by us and by the peer.
+    pub(super) published: u64,
+    pub(super) published_by_peer: u64,
+    /// Streams that the peer gets elsewhere, how many batches of them it has not said to have, and
+    /// when it last said so of some.
+    pub(super) pruned: BTreeMap<(RealmTag, StreamKey), Pruned>,
+    pub(super) pruned_owed: usize,
+    pub(super) pruned_progress: Time,
 }
 
 impl Link {
@@ -373,6 +386,11 @@ impl Link {
             is_slowed: false,
             relayed: Bucket::new(now),
             peer_link: None,
+            published: 0,
+            published_by_peer: 0,
+            pruned: BTreeMap::new(),
+            pruned_owed: 0,
+            pruned_progress: now,
         }
     }
 

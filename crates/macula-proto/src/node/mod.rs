@@ -1,7 +1,7 @@
 //! The node: joins links, pub/sub and RPC into the one public state machine.
 //!
 //! [`Node`] is the entry type; `api` holds what goes in and comes out. Inside: `link` (queues and
-//! credits of one link), `peer` (links between leaves), `relay` (packets between them), `handshake` (hello, goodbye, probes, sessions), `realm` (the tables of one
+//! credits of one link), `peer` (links between leaves), `direct` (publishes over them), `relay` (packets between them), `handshake` (hello, goodbye, probes, sessions), `realm` (the tables of one
 //! tenant), `guard` (grants and what they allow), `publish` and `subscribe` (messages out and in), `calls` (RPC), `quota` (what one may
 //! take), `builtin` (procedures
 //! that every node answers), `timers`.
@@ -13,6 +13,7 @@ mod api;
 mod bucket;
 mod builtin;
 mod calls;
+mod direct;
 mod guard;
 mod handshake;
 mod link;
@@ -44,6 +45,7 @@ use crate::auth::UnixTime;
 use crate::id::{EndpointId, LinkId, RealmId, RealmTag, RegistrationId, SubscriptionId};
 use crate::limits;
 use crate::pubsub::Topic;
+use crate::pubsub::seen::StreamKey;
 use crate::seeded::{CountedMap, SeededState};
 use crate::time::Time;
 use crate::wire::message::{CloseCode, Message, SlowPolicy};
@@ -85,6 +87,11 @@ pub struct Node {
     unsubscribed_unsure: VecDeque<(RealmTag, u32, u64)>,
     /// Links between leaves: the one of each peer that is used.
     peers: BTreeMap<EndpointId, LinkId>,
+    /// Streams that come over such links, by the number that the router knows them by.
+    prunes: BTreeMap<u64, (RealmTag, StreamKey)>,
+    next_prune: u64,
+    /// Those of which the router must hear how far they came.
+    inflows_dirty: BTreeSet<(RealmTag, StreamKey)>,
     /// Datagrams to send.
     datagrams: VecDeque<(LinkId, Datagram)>,
     relayed: bucket::Bucket,
@@ -136,6 +143,9 @@ impl Node {
             unsubscribed: BTreeSet::new(),
             unsubscribed_unsure: VecDeque::new(),
             peers: BTreeMap::new(),
+            prunes: BTreeMap::new(),
+            next_prune: 1,
+            inflows_dirty: BTreeSet::new(),
             datagrams: VecDeque::new(),
             relayed: bucket::Bucket::new(Time::START),
             waiters: BTreeMap::new(),
@@ -203,6 +213,7 @@ impl Node {
                 Timer::Permits => self.on_permits_due(now),
                 Timer::Retire(link) => self.on_retire_due(now, link),
                 Timer::Idle(link) => self.on_idle_due(now, link),
+                Timer::Order => self.on_order_due(now),
             }
         }
     }
@@ -261,6 +272,8 @@ impl Node {
                 rtt: link.rtt,
                 queued_bytes: link.queued_bytes(),
                 dropped: link.dropped.values().sum(),
+                published: link.published,
+                received: link.published_by_peer,
             })
             .collect();
         links.sort_by_key(|link| link.link);
@@ -403,6 +416,11 @@ impl Node {
             Message::Expect { realm, topic, receivers } => {
                 self.on_expect(now, link, realm, &topic, receivers);
             }
+            Message::Prune(prune) => self.on_prune(now, link, prune),
+            Message::Unprune { realm, publisher, epoch, topic } => {
+                self.on_unprune(now, link, realm, (publisher, epoch, &topic));
+            }
+            Message::Pruned { id } => self.on_pruned(now, link, id),
             Message::SyncDone { id } => self.on_sync_done(now, link, id),
             Message::Register(register) => self.on_register(now, link, register),
             Message::RegisterResult { registration, refusal, .. } => {
@@ -573,6 +591,10 @@ impl Node {
                     return false;
                 }
                 let lane = wire::lane_of(topic.as_str().as_bytes());
+                let route = realm.route(topic, unix);
+                if !self.peers_have_room(&route, lane, qos == Qos::AtLeastOnce) {
+                    return false;
+                }
                 match upstream.and_then(|link| self.links.get(&link)) {
                     Some(link) if link.realms.contains(&tag) => link.lane_bytes(lane) < high,
                     Some(_) => qos == Qos::AtLeastOnce,

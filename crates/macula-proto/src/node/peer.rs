@@ -1,6 +1,6 @@
 //! Links between two leaves, beside their links to the gateway.
 //!
-//! Such a link carries calls that are addressed to the peer. Each side admits the other to realms as
+//! Such a link carries calls that are addressed to the peer, and publishes (`direct`). Each side admits the other to realms as
 //! a router does: by name, or by a grant that it checks itself. The dialler shows all its realms, the
 //! other side only those that both have. Spec: docs/protocol §9.2.
 
@@ -56,7 +56,21 @@ impl Node {
     /// Whether a peer sends what only a router and its leaf say to each other.
     pub(super) fn is_out_of_place(&self, link: LinkId, message: &Message) -> bool {
         let is_peer_link = self.links.get(&link).is_some_and(|link| link.peer_link.is_some());
+        let is_publish = matches!(
+            message,
+            Message::Subscribe(_)
+                | Message::SubscribeResult { .. }
+                | Message::Unsubscribe { .. }
+                | Message::Dropped { .. }
+                | Message::Publish(_)
+                | Message::PublishRefused { .. }
+                | Message::BulkPublish { .. }
+                | Message::BulkAck { .. }
+                | Message::Sync { .. }
+                | Message::SyncDone { .. }
+        );
         is_peer_link
+            && !(is_publish && self.config.peer_publishes)
             && !matches!(
                 message,
                 Message::Join(_)
@@ -128,14 +142,20 @@ impl Node {
         let (peer, offered) = (link.peer, &link.offered);
         let Some(peer_link) = link.peer_link.as_mut() else { return };
         let was_of_use = !peer_link.granted.is_empty();
+        let mut new = Vec::new();
         for answer in answers {
             let tag = answer.realm.tag();
             let is_ours = self.realms.get(&tag).is_some_and(|realm| realm.id == answer.realm);
-            if is_ours && answer.refusal.is_none() && offered.contains(&tag) {
-                peer_link.granted.insert(tag);
+            let is_good = is_ours && answer.refusal.is_none() && offered.contains(&tag);
+            if is_good && peer_link.granted.insert(tag) {
+                new.push(tag);
             }
         }
-        if was_of_use || peer_link.granted.is_empty() {
+        let is_of_use = !peer_link.granted.is_empty();
+        for tag in new {
+            self.tell_peer_subscriptions(now, link_id, tag);
+        }
+        if was_of_use || !is_of_use {
             return;
         }
         let before = self.peers.get(&peer).copied();

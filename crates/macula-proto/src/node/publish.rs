@@ -40,7 +40,7 @@ impl Node {
         let (id, epoch, role, upstream) =
             (self.id, self.config.epoch, self.config.role, self.upstream);
         let tag = realm_id.tag();
-        let denied = self.denied(realm_id);
+        let (denied, unix) = (self.denied(realm_id), self.unix());
         let refusal = if self.draining {
             Some((RefusalCode::Draining, "this node is closing"))
         } else if self.realm_mut(realm_id).is_none() {
@@ -94,10 +94,11 @@ impl Node {
                     stream.unconfirmed.push_back(held);
                     realm.unconfirmed_bytes += bytes;
                 }
-                let route = realm.route(topic, None);
+                let route = realm.route(topic, unix);
                 for subscription in &route.locals {
                     self.hand_over(now, *subscription, topic, &publish, None, false);
                 }
+                self.publish_to_peers(now, &route, topic, &publish);
                 let admitted = upstream
                     .and_then(|link| self.links.get(&link))
                     .is_some_and(|link| link.realms.contains(&tag));
@@ -170,6 +171,9 @@ impl Node {
         } else if let Some(Some(topic)) = topic {
             self.stats.messages_in += u64::from(publish.count);
             self.stats.message_bytes_in += publish.body.len() as u64;
+            if let Some(link) = self.links.get_mut(&link_id).filter(|it| it.peer_link.is_some()) {
+                link.published_by_peer += u64::from(publish.count);
+            }
             match self.config.role {
                 Role::Router => self.route_publish(now, source, &topic, publish),
                 Role::Leaf => self.take_publish(now, source, &topic, publish),
@@ -367,6 +371,9 @@ impl Node {
                 }
                 continue;
             };
+            if self.is_pruned(now, link, key, &publish, entry) {
+                continue;
+            }
             self.forward(now, source, link, topic, &publish, frame.as_ref(), entry, *policy);
         }
         for subscription in &route.locals {
@@ -481,7 +488,9 @@ impl Node {
             self.push(now, link_id, Channel::Lane(lane), Queued { frame, cargo });
         }
         // a router may well let a leaf wait, but a peer that makes others wait must move
-        if is_waited_for && self.config.role == Role::Router {
+        let has_others = self.config.role == Role::Router
+            || self.links.get(&link_id).is_some_and(|link| link.peer_link.is_some());
+        if is_waited_for && has_others {
             self.timers.set_if_unset(Timer::Stall(link_id), now + self.config.stall_timeout);
         }
     }
@@ -697,6 +706,7 @@ impl Node {
     /// Says what was acknowledged since the last time; called when nothing else is to be sent.
     pub(super) fn flush_acks(&mut self) {
         let now = self.now;
+        self.flush_inflows();
         for link_id in std::mem::take(&mut self.acks_dirty) {
             let Some(link) = self.links.get_mut(&link_id) else { continue };
             link.acks_dirty = false;

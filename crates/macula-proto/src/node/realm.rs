@@ -9,6 +9,7 @@ use rand_core::Rng;
 use super::api::{Config, Qos, Role, SubscribeOptions};
 use super::bucket::Bucket;
 use super::calls::Callee;
+use super::direct::Inflow;
 use super::session::{Session, SessionId};
 use crate::SeededMap;
 use crate::auth::{Denial, Permit, Request, Revocations, UnixTime, Verb, decide};
@@ -166,6 +167,9 @@ pub(super) struct Realm {
     out_floor: u64,
     pub(super) unconfirmed_bytes: usize,
     pub(super) locals: BTreeMap<SubscriptionId, LocalSubscription>,
+    /// A leaf: streams that come over links to their publishers, and bytes that wait in them.
+    pub(super) inflows: BTreeMap<StreamKey, Inflow>,
+    pub(super) inflow_bytes: usize,
     pub(super) providers: BTreeMap<ProcedureName, Providers<Callee>>,
     /// A router: subscriptions and registrations of peers, open calls, and what came in.
     pub(super) peer_subscriptions: usize,
@@ -206,6 +210,8 @@ impl Realm {
             out_floor: 0,
             unconfirmed_bytes: 0,
             locals: BTreeMap::new(),
+            inflows: BTreeMap::new(),
+            inflow_bytes: 0,
             providers: BTreeMap::new(),
             peer_subscriptions: 0,
             peer_registrations: 0,

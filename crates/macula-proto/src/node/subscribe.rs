@@ -75,6 +75,7 @@ impl Node {
                 if let Some(link) = admitted {
                     self.ask_subscription(now, link, tag, subscription);
                 }
+                self.subscribe_at_peers(now, tag, subscription);
             }
         }
     }
@@ -107,6 +108,7 @@ impl Node {
         self.end_subscription(tag, subscription);
         if self.config.role == Role::Leaf {
             let number = subscription.0 as u32;
+            self.unsubscribe_at_peers(now, tag, subscription);
             match self.upstream {
                 Some(link) => self.tell_unsubscribed(now, link, tag, number),
                 // a router that still holds our session is told when we are back
@@ -128,6 +130,7 @@ impl Node {
             realm.forget_routes();
         }
         self.release(self.now, PauseReason::Handle(subscription));
+        self.end_inflows(self.now, tag);
     }
 
     /// Tells the router that a subscription ended, and remembers it until it surely knows.
@@ -167,6 +170,7 @@ impl Node {
         for register in registrations {
             self.send_control(now, link, &Message::Register(register));
         }
+        self.resume_prunes(now, tag);
         self.replay_unconfirmed(now, link, tag);
     }
 
@@ -406,14 +410,36 @@ impl Node {
             self.stats.protocol_errors += 1;
             return;
         }
+        let from_peer = source
+            .link()
+            .filter(|link| self.links.get(link).is_some_and(|link| link.peer_link.is_some()));
+        let Some(realm) = self.realms.get(&publish.realm) else { return };
+        let has_two_ways =
+            !realm.inflows.is_empty() && realm.inflows.contains_key(&stream_key(&publish, topic));
+        if from_peer.is_some() || has_two_ways {
+            self.take_of_two_ways(now, source, topic, publish, from_peer);
+        } else {
+            self.take_in_order(now, source, topic, publish);
+        }
+    }
+
+    /// Hands over a batch with nothing before it under way.
+    pub(super) fn take_in_order(
+        &mut self,
+        now: Time,
+        source: Source,
+        topic: &Topic,
+        publish: Publish,
+    ) {
+        let unix = self.unix();
         let Some(realm) = self.realms.get_mut(&publish.realm) else { return };
         let key = stream_key(&publish, topic);
         let accepted = realm.seen.accept(&key, publish.first, publish.count, publish.start);
-        // one router, and lanes keep order: what is missing now will not come
+        // every way keeps order, and was waited for: what is missing now will not come
         if accepted.missing > 0 {
             realm.seen.touch(&key).settle_below(publish.first);
         }
-        let route = realm.route(topic, None);
+        let route = realm.route(topic, unix);
         let realm_id = realm.id;
         let new = accepted.new.messages(publish.count);
         self.stats.duplicates += u64::from(publish.count - new);
@@ -526,11 +552,11 @@ impl Node {
 
     /// The router dropped messages because this side was slow.
     pub(super) fn on_dropped(&mut self, link_id: LinkId, tag: RealmTag, total: u64) {
-        if self.upstream != Some(link_id) {
-            return;
-        }
         let Some(realm) = self.realms.get(&tag) else { return };
         let Some(link) = self.links.get_mut(&link_id) else { return };
+        if self.upstream != Some(link_id) && link.peer_link.is_none() {
+            return;
+        }
         let known = link.dropped.entry(tag).or_default();
         let new = total.saturating_sub(*known);
         *known = total.max(*known);

@@ -25,6 +25,8 @@ pub(super) enum Timer {
     Retire(LinkId),
     /// A link to a peer that carries nothing ends.
     Idle(LinkId),
+    /// What waits for its turn has waited long.
+    Order,
 }
 
 impl Timer {
@@ -40,7 +42,7 @@ impl Timer {
             Self::Deadline(_) => TimerKind::Deadline,
             Self::Rate(_) | Self::RealmRate(_) => TimerKind::Rate,
             Self::Permits => TimerKind::Permit,
-            Self::Session(_) | Self::Ring(_) | Self::Grace(_) => TimerKind::Ring,
+            Self::Order | Self::Session(_) | Self::Ring(_) | Self::Grace(_) => TimerKind::Ring,
         }
     }
 }

@@ -8,8 +8,8 @@ use super::codec::{DecodeError, Reader};
 use super::frame::{Channel, RawFrame};
 use super::kind;
 use super::message::{
-    Call, CallFailure, CloseCode, ErrorClass, Hello, Message, ProviderPolicy, Publish, PublishAck,
-    RealmOffer, RealmStatus, RefusalCode, Register, SlowPolicy, Subscribe,
+    Call, CallFailure, CloseCode, ErrorClass, Hello, Message, ProviderPolicy, Prune, Publish,
+    PublishAck, RealmOffer, RealmStatus, RefusalCode, Register, SlowPolicy, Subscribe,
 };
 use crate::id::{EndpointId, RealmId, RealmTag};
 use crate::limits;
@@ -30,7 +30,9 @@ pub fn decode(frame: RawFrame, channel: Channel) -> Result<Message> {
     }
     match kind {
         kind::PUBLISH | kind::RETAINED | kind::BULK_PUBLISH => publish(kind, payload, channel),
-        kind::CALL..=kind::ITEMS_END | kind::SYNC => call_frame(kind, payload, channel),
+        kind::CALL..=kind::ITEMS_END | kind::SYNC | kind::PRUNED => {
+            call_frame(kind, payload, channel)
+        }
         _ => control(kind, &payload),
     }
 }
@@ -106,6 +108,25 @@ fn control_reader(kind: u8) -> Option<ReadFields> {
                 receivers: f.field()?.uint()?,
             })
         },
+        kind::PRUNE => |f| {
+            Ok(Message::Prune(Prune {
+                realm: f.realm_tag()?,
+                publisher: EndpointId::from_bytes(f.field()?.bin_array()?),
+                epoch: f.field()?.u64()?,
+                topic: f.name()?,
+                id: f.field()?.u64()?,
+                from: f.field()?.u64()?,
+                taken: f.field()?.u64()?,
+            }))
+        },
+        kind::UNPRUNE => |f| {
+            Ok(Message::Unprune {
+                realm: f.realm_tag()?,
+                publisher: EndpointId::from_bytes(f.field()?.bin_array()?),
+                epoch: f.field()?.u64()?,
+                topic: f.name()?,
+            })
+        },
         kind::UNREGISTER => {
             |f| Ok(Message::Unregister { realm: f.realm_tag()?, registration: f.field()?.uint()? })
         }
@@ -171,7 +192,7 @@ fn register(f: &mut Fields<'_, '_>) -> Result<Register> {
     })
 }
 
-/// Frames of calls, and `Sync`: the head is an array, the body is opaque.
+/// Frames of calls, `Sync` and `Pruned`: the head is an array, the body is opaque.
 fn call_frame(kind: u8, mut payload: Bytes, channel: Channel) -> Result<Message> {
     let shared = payload.clone();
     let (mut reader, body_at) = open_hot(&shared, channel)?;
@@ -208,6 +229,7 @@ fn call_frame(kind: u8, mut payload: Bytes, channel: Channel) -> Result<Message>
         kind::ITEM => Message::Item { call: f.field()?.u64()?, body },
         kind::ITEMS_END => Message::ItemsEnd { call: f.field()?.u64()? },
         kind::SYNC => Message::Sync { id: f.field()?.u64()? },
+        kind::PRUNED => Message::Pruned { id: f.field()?.u64()? },
         _ => return Ok(Message::Unknown { kind }),
     };
     f.end()?;

@@ -47,9 +47,10 @@ pub fn encode(message: &Message) -> Frame {
             let capacity = 48_usize.saturating_add(failure.message.len());
             hot(kind, 6, capacity, &Bytes::new(), |w| call_error(w, *call, failure))
         }
-        Message::Cancel { call: id } | Message::ItemsEnd { call: id } | Message::Sync { id } => {
-            hot(kind, 1, 16, &Bytes::new(), |w| w.uint(*id))
-        }
+        Message::Cancel { call: id }
+        | Message::ItemsEnd { call: id }
+        | Message::Sync { id }
+        | Message::Pruned { id } => hot(kind, 1, 16, &Bytes::new(), |w| w.uint(*id)),
 
         Message::Ping { id }
         | Message::Pong { id }
@@ -85,6 +86,21 @@ pub fn encode(message: &Message) -> Frame {
             w.uint(realm.0);
             w.str(topic);
             w.uint(*receivers);
+        }),
+        Message::Prune(prune) => control(kind, 7, |w| {
+            w.uint(prune.realm.0);
+            w.bin(prune.publisher.as_bytes());
+            w.uint(prune.epoch);
+            w.str(&prune.topic);
+            w.uint(prune.id);
+            w.uint(prune.from);
+            w.uint(prune.taken);
+        }),
+        Message::Unprune { realm, publisher, epoch, topic } => control(kind, 4, |w| {
+            w.uint(realm.0);
+            w.bin(publisher.as_bytes());
+            w.uint(*epoch);
+            w.str(topic);
         }),
         Message::PublishAck(ack) => control(kind, 7, |w| publish_ack(w, ack)),
         Message::PublishRefused { realm, topic, first, count, code, reason } => {

@@ -32,6 +32,8 @@ kinds! {
     BULK_ACK = 0x17, BulkAck;
     SYNC_DONE = 0x18, SyncDone;
     EXPECT = 0x19, Expect;
+    PRUNE = 0x1a, Prune;
+    UNPRUNE = 0x1b, Unprune;
     REGISTER = 0x20, Register;
     REGISTER_RESULT = 0x21, RegisterResult;
     UNREGISTER = 0x22, Unregister;
@@ -39,6 +41,7 @@ kinds! {
     RETAINED = 0x41, Retained;
     SYNC = 0x42, Sync;
     BULK_PUBLISH = 0x43, BulkPublish;
+    PRUNED = 0x44, Pruned;
     CALL = 0x50, Call;
     REPLY = 0x51, Reply;
     CALL_ERROR = 0x52, CallError;
@@ -55,10 +58,10 @@ pub const fn allowed(kind: u8, channel: Channel) -> bool {
     match kind {
         HELLO | REALMS | GOODBYE | PING | PONG | JOIN | SUBSCRIBE | SUBSCRIBE_RESULT
         | UNSUBSCRIBE | DROPPED | PUBLISH_ACK | PUBLISH_REFUSED | DELIVER_ACK | BULK_ACK
-        | SYNC_DONE | EXPECT | REGISTER | REGISTER_RESULT | UNREGISTER => {
+        | SYNC_DONE | EXPECT | PRUNE | UNPRUNE | REGISTER | REGISTER_RESULT | UNREGISTER => {
             matches!(channel, Channel::Control)
         }
-        PUBLISH => publish_lane,
+        PUBLISH | PRUNED => publish_lane,
         RETAINED => publish_lane || matches!(channel, Channel::Bulk),
         SYNC => publish_lane || matches!(channel, Channel::CALLS),
         BULK_PUBLISH => matches!(channel, Channel::Bulk),
@@ -91,11 +94,14 @@ impl Message {
             Self::BulkAck { .. } => BULK_ACK,
             Self::SyncDone { .. } => SYNC_DONE,
             Self::Expect { .. } => EXPECT,
+            Self::Prune(_) => PRUNE,
+            Self::Unprune { .. } => UNPRUNE,
             Self::Register(_) => REGISTER,
             Self::RegisterResult { .. } => REGISTER_RESULT,
             Self::Unregister { .. } => UNREGISTER,
             Self::Publish(_) => PUBLISH,
             Self::BulkPublish { .. } => BULK_PUBLISH,
+            Self::Pruned { .. } => PRUNED,
             Self::Retained { .. } => RETAINED,
             Self::Sync { .. } => SYNC,
             Self::Call(_) => CALL,

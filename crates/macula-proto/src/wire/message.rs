@@ -88,6 +88,9 @@ pub struct RealmOffer {
     pub grant: Bytes,
 }
 
+/// On a link between leaves: the sender takes part in publishes over such links.
+pub const CAPABILITY_PEER_PUBLISH: u64 = 1;
+
 /// First message of each side on the control stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -95,7 +98,7 @@ pub struct Hello {
     pub version_min: u16,
     /// Newest version spoken.
     pub version_max: u16,
-    /// Bit set of optional abilities; none is defined yet.
+    /// Bit set of optional abilities: [`CAPABILITY_PEER_PUBLISH`].
     pub capabilities: u64,
     /// Whether the sender routes for others.
     pub is_router: bool,
@@ -181,6 +184,25 @@ pub struct PublishAck {
     pub receivers: u32,
     /// Those are all: `false` while a router that replaces another waits for subscribers to return.
     pub is_complete: bool,
+}
+
+/// A subscriber gets a stream over a link to its publisher; sent again, how far it has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prune {
+    /// Realm.
+    pub realm: RealmTag,
+    /// Who publishes.
+    pub publisher: EndpointId,
+    /// The publisher's epoch.
+    pub epoch: u64,
+    /// Topic.
+    pub topic: String,
+    /// Returned in `Pruned`.
+    pub id: u64,
+    /// Messages from this sequence on come over the other link.
+    pub from: u64,
+    /// Every message up to this sequence was taken, or will not come any more.
+    pub taken: u64,
 }
 
 /// A batch of consecutive messages of one publisher on one topic. Fixed layout (docs/protocol §5.3).
@@ -379,6 +401,19 @@ pub enum Message {
         /// Receivers that the former router counted.
         receivers: u32,
     },
+    /// 0x1a, control: a subscriber gets a stream from its publisher itself.
+    Prune(Prune),
+    /// 0x1b, control: not any more; the router sends what the subscriber has not said to have.
+    Unprune {
+        /// Realm.
+        realm: RealmTag,
+        /// Who publishes.
+        publisher: EndpointId,
+        /// The publisher's epoch.
+        epoch: u64,
+        /// Topic.
+        topic: String,
+    },
     /// 0x20, control.
     Register(Register),
     /// 0x21, control.
@@ -417,6 +452,11 @@ pub enum Message {
     /// 0x42, lanes: answer with `SyncDone` once everything before it was handled.
     Sync {
         /// Returned in the answer.
+        id: u64,
+    },
+    /// 0x44, lanes 1..: everything before the `from` of a `Prune` was sent before this.
+    Pruned {
+        /// From the `Prune`.
         id: u64,
     },
     /// 0x50, lane 0, own streams.

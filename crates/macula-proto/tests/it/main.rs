@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a failing test may panic and print")]
 
 mod digest;
+mod direct;
 mod faults;
 mod grants;
 mod guarded_hostile;

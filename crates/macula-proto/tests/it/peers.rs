@@ -211,7 +211,7 @@ fn a_peer_may_not_speak_as_a_router() {
         topic: Bytes::from_static(b"a"),
         body: Bytes::new(),
     };
-    let frame = raw(&wire::encode(&Message::Publish(publish)));
+    let frame = raw(&wire::encode(&Message::Retained { subscription: 1, publish }));
     world.input(alice, Input::Frame { link, channel: Channel::Lane(1), frame });
     world.settle();
     assert_eq!(links(&world, alice), (1, 0));

@@ -29,6 +29,16 @@ enum Op {
     Overlap { leaf: usize },
     /// A leaf subscribes to retained messages beside, or gives that up again.
     Retained { leaf: usize },
+    /// Two leaves get a link of their own.
+    Peers { a: usize, b: usize },
+    /// The link of a leaf to the router takes so many milliseconds.
+    Slow { leaf: usize, millis: u64 },
+    /// The link between two leaves does.
+    SlowPeers { a: usize, b: usize, millis: u64 },
+    /// It breaks.
+    PeersPart { a: usize, b: usize },
+    /// One of them reads nothing that comes over it for some milliseconds.
+    DeafPeer { a: usize, b: usize, millis: u64 },
     /// A leaf publishes a message that is retained.
     PublishRetained { leaf: usize, topic: usize, kib: usize },
 }
@@ -51,6 +61,13 @@ fn any_op() -> impl Strategy<Value = Op> {
             .prop_map(|(first, back)| Op::RestartTwice { first, back }),
         1 => (0..LEAVES).prop_map(|leaf| Op::Overlap { leaf }),
         1 => (0..LEAVES).prop_map(|leaf| Op::Retained { leaf }),
+        3 => (0..LEAVES, 1..LEAVES).prop_map(|(a, by)| Op::Peers { a, b: (a + by) % LEAVES }),
+        1 => (0..LEAVES, 1..100u64).prop_map(|(leaf, millis)| Op::Slow { leaf, millis }),
+        1 => (0..LEAVES, 1..LEAVES, 1..100u64)
+            .prop_map(|(a, by, millis)| Op::SlowPeers { a, b: (a + by) % LEAVES, millis }),
+        1 => (0..LEAVES, 1..LEAVES).prop_map(|(a, by)| Op::PeersPart { a, b: (a + by) % LEAVES }),
+        1 => (0..LEAVES, 1..LEAVES, 1..4000u64)
+            .prop_map(|(a, by, millis)| Op::DeafPeer { a, b: (a + by) % LEAVES, millis }),
         1 => (0..LEAVES, 0..TOPICS.len(), prop_oneof![0..2usize, 60..200usize])
             .prop_map(|(leaf, topic, kib)| Op::PublishRetained { leaf, topic, kib }),
     ]
@@ -122,6 +139,33 @@ fn run(ops: &[Op], lazy: bool) -> (Vec<Streams>, Vec<Sent>) {
                     for step in 0..back {
                         world.connect(leaves[(first + step) % LEAVES], router);
                         world.run_for(Duration::from_millis(17));
+                    }
+                }
+            }
+            Op::Peers { a, b } => {
+                world.connect_peers(leaves[a], leaves[b]);
+            }
+            Op::Slow { leaf, millis } => {
+                if world.wire_between(leaves[leaf], router).is_some() {
+                    world.slow(leaves[leaf], router, Duration::from_millis(millis));
+                }
+            }
+            Op::SlowPeers { a, b, millis } => {
+                if world.wire_between(leaves[a], leaves[b]).is_some() {
+                    world.slow(leaves[a], leaves[b], Duration::from_millis(millis));
+                }
+            }
+            Op::PeersPart { a, b } => {
+                if world.wire_between(leaves[a], leaves[b]).is_some() {
+                    world.cut(leaves[a], leaves[b]);
+                }
+            }
+            Op::DeafPeer { a, b, millis } => {
+                if let Some(wire) = world.wire_between(leaves[a], leaves[b]) {
+                    world.deaf(leaves[a], leaves[b], true);
+                    world.run_for(Duration::from_millis(millis));
+                    if world.wire_between(leaves[a], leaves[b]) == Some(wire) {
+                        world.deaf(leaves[a], leaves[b], false);
                     }
                 }
             }

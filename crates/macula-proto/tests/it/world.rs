@@ -238,6 +238,12 @@ impl World {
         self.cut_wire(wire, None);
     }
 
+    /// What is sent from now on the newest link between two nodes takes so long.
+    pub fn slow(&mut self, a: Who, b: Who, latency: Duration) {
+        let wire = self.wire_between(a, b).expect("they have a link");
+        self.wires[wire].latency = latency;
+    }
+
     /// Swallows everything on the newest link between two nodes; nobody is told.
     pub fn black_hole(&mut self, a: Who, b: Who) {
         let wire = self.wire_between(a, b).expect("they have a link");

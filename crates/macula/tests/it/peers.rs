@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use macula::{Node, PathKind, Peer, PeerError, Refusal, Request, Router, SecretKey, Strategy};
+use macula::{
+    Node, PathKind, Peer, PeerError, Qos, Refusal, Request, Router, SecretKey, SlowPolicy, Strategy,
+};
 
-use crate::support::{builder, node, router, within};
+use crate::support::{builder, next, node, router, within};
 
 async fn echo(request: Request) -> Result<macula::Bytes, Refusal> {
     Ok(request.payload)
@@ -161,4 +163,64 @@ async fn streaming_calls_take_the_link_as_well() {
     }
     sending.await.unwrap();
     assert_eq!(within(result.wait()).await.unwrap(), "300");
+}
+
+/// A node publishes numbers, another one takes them; after a quarter of them they get a link.
+async fn flow(qos: Qos) {
+    const MESSAGES: u64 = 20_000;
+    let router = router().await;
+    let alice = within(builder(&router).start()).await.unwrap();
+    let bob = within(builder(&router).start()).await.unwrap();
+    let mut messages =
+        within(bob.subscription("flow").policy(SlowPolicy::Block).open()).await.unwrap();
+    let publisher = alice.publisher("flow").qos(qos).open().unwrap();
+    let publishing = tokio::spawn(async move {
+        for number in 0..MESSAGES {
+            publisher.publish(number.to_be_bytes().to_vec()).await.unwrap();
+        }
+        publisher.flush().await.unwrap();
+        publisher
+    });
+    for number in 0..MESSAGES {
+        if number == MESSAGES / 4 {
+            within(alice.peer(bob.id())).await.unwrap();
+        }
+        let message = next(&mut messages).await;
+        assert_eq!(message.payload[..], number.to_be_bytes());
+        assert_eq!(message.sequence, number + 1);
+    }
+    // from some moment on, nothing comes by the gateway
+    let publisher = within(publishing).await.unwrap();
+    let mut sequence = MESSAGES;
+    let forwarded = async || router.stats().await.unwrap().messages_out;
+    within(async {
+        loop {
+            let before = forwarded().await;
+            publisher.publish("more").await.unwrap();
+            sequence += 1;
+            assert_eq!(next(&mut messages).await.sequence, sequence);
+            publisher.flush().await.unwrap();
+            if forwarded().await == before {
+                break;
+            }
+        }
+    })
+    .await;
+    assert_eq!(messages.lost(), 0);
+    let link_of = async |node: &Node| {
+        let links = within(node.status()).await.unwrap().links;
+        links.into_iter().find(|link| link.is_peer_link).expect("a link of their own")
+    };
+    let (sent, received) = (link_of(&alice).await.published, link_of(&bob).await.received);
+    assert!(received > 0 && received <= sent, "{received} of {sent}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishes_move_to_the_link() {
+    flow(Qos::AtMostOnce).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acknowledged_publishes_move_to_the_link() {
+    flow(Qos::AtLeastOnce).await;
 }

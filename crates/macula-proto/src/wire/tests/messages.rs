@@ -96,6 +96,18 @@ pub(super) fn any_control() -> impl Strategy<Value = Message> {
             topic,
             receivers
         }),
+        (realm(), any::<[u8; 32]>(), name(), any::<[u64; 4]>()).prop_map(
+            |(realm, publisher, topic, [epoch, id, from, taken])| {
+                let publisher = EndpointId::from_bytes(publisher);
+                Message::Prune(Prune { realm, publisher, epoch, topic, id, from, taken })
+            }
+        ),
+        (realm(), any::<[u8; 32]>(), any::<u64>(), name()).prop_map(
+            |(realm, publisher, epoch, topic)| {
+                let publisher = EndpointId::from_bytes(publisher);
+                Message::Unprune { realm, publisher, epoch, topic }
+            }
+        ),
     ]
 }
 
@@ -106,6 +118,7 @@ pub(super) fn any_hot() -> impl Strategy<Value = Message> {
         (any::<u32>(), publish(1))
             .prop_map(|(subscription, publish)| Message::Retained { subscription, publish }),
         any::<u64>().prop_map(|id| Message::Sync { id }),
+        any::<u64>().prop_map(|id| Message::Pruned { id }),
         call().prop_map(Message::Call),
         (any::<u64>(), body()).prop_map(|(call, body)| Message::Reply { call, body }),
         (

@@ -382,6 +382,12 @@ fn valid() -> Vec<Valid> {
     let topic = "house.kitchen".to_owned();
     let expect = Message::Expect { realm, topic, receivers: 2 };
     add("expect", "Two subscribers had the topic before the router restarted.", expect);
+    let (publisher, topic) = (EndpointId::from_bytes([7; 32]), "house.kitchen".to_owned());
+    let prune =
+        Prune { realm, publisher, epoch: 5, topic: topic.clone(), id: 1, from: 8, taken: 6 };
+    add("prune", "From 8 on the stream comes over a link to its publisher.", Message::Prune(prune));
+    let unprune = Message::Unprune { realm, publisher, epoch: 5, topic };
+    add("unprune", "The stream does not come over that link any more.", unprune);
     add("unregister", "Unregister.", Message::Unregister { realm, registration: 1 });
 
     add("publish_one", "One QoS 0 message.", Message::Publish(publish()));
@@ -424,6 +430,8 @@ fn valid() -> Vec<Valid> {
         "A large message (here a small one) on a stream of its own.",
         Message::BulkPublish { id: 9, publish: Publish { qos1: true, ..publish() } },
     );
+    let pruned = Message::Pruned { id: 1 };
+    add("pruned", "Everything before the from of prune 1 was sent before.", pruned);
     add("sync", "Asks for an answer on the control stream.", Message::Sync { id: 3 });
 
     add("call", "A unary call, 5 s to go.", Message::Call(call()));
