@@ -489,7 +489,7 @@ const NAMES: [&str; 8] =
 const PATTERNS: [&str; 4] = ["a.b", "a.*", "**", "*.c"];
 const ANY_PATTERNS: [&str; 6] = ["a.b", "a.*", "**", "*.c", "d", "**.a"];
 
-const KINDS: [u8; 32] = [
+const KINDS: [u8; 33] = [
     kind::SUBSCRIBE,
     kind::PUBLISH,
     kind::CALL,
@@ -512,6 +512,7 @@ const KINDS: [u8; 32] = [
     kind::EXPECT,
     kind::PRUNE,
     kind::UNPRUNE,
+    kind::QUIET,
     kind::REGISTER_RESULT,
     kind::UNREGISTER,
     kind::RETAINED,
@@ -618,6 +619,7 @@ fn message(kind: u8, b: u8, c: u8, peer: EndpointId) -> Message {
             from: u64::from(b >> 4),
             taken: if c == 255 { u64::MAX } else { number },
         }),
+        kind::QUIET => Message::Quiet { realm, topic: name, receivers: small },
         kind::UNPRUNE => {
             Message::Unprune { realm, publisher: pick(&ids(), c), epoch: 1, topic: name }
         }

@@ -4,7 +4,7 @@
 //! publisher tells the router, which sends no more of it but holds what is QoS 1 until the
 //! subscriber says that it has it. So nothing depends on that link. Spec: docs/protocol §9.8.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::link::{Cargo, Link, PauseReason};
@@ -27,6 +27,8 @@ use crate::wire::{self, Channel};
 const INFLOWS_MAX: usize = 4_096;
 /// Streams that a router leaves out of what it sends to one peer; of more it sends all.
 const PRUNES_PER_LINK_MAX: usize = 4_096;
+/// Topics of a realm that a router does not want from their publishers; it takes all others.
+const QUIETS_MAX: usize = 4_096;
 /// What is missing is waited for so long at the most, while the router could bring it.
 const ORDER_WAIT: Duration = Duration::from_secs(10);
 /// What a message that waits costs beside its body.
@@ -119,11 +121,47 @@ impl Node {
         route: &Route,
         topic: &Topic,
         publish: &Publish,
-    ) {
+    ) -> Vec<LinkId> {
+        let mut links = Vec::new();
         for (session, policy) in &route.peers {
-            if let Some(link) = self.direct_link(*session, route) {
-                self.publish_to_peer(now, link, topic, publish, *policy);
+            if let Some(link) = self.direct_link(*session, route)
+                && self.publish_to_peer(now, link, topic, publish, *policy)
+            {
+                links.push(link);
             }
+        }
+        links
+    }
+
+    /// Whether all who want a message of the local application got it over `links`. The router keeps
+    /// what is QoS 1 or retained, and gets it in any case.
+    pub(super) fn is_served(&mut self, publish: &Publish, topic: &Topic, links: &[LinkId]) -> bool {
+        if publish.qos1 || publish.retain || links.is_empty() {
+            return false;
+        }
+        let stream = self.realms.get(&publish.realm).and_then(|realm| realm.out.get(topic));
+        let quiet = stream.map_or(0, |stream| stream.quiet);
+        let peers = links.iter().filter_map(|link| Some(self.links.get(link)?.peer));
+        let peers: BTreeSet<EndpointId> = peers.collect();
+        if quiet == 0 || peers.len() < quiet as usize {
+            return false;
+        }
+        for link in links {
+            if let Some(link) = self.links.get_mut(link) {
+                link.is_relied_on = true;
+            }
+        }
+        true
+    }
+
+    /// The router says that so many get a topic elsewhere, and nobody else wants it.
+    pub(super) fn on_quiet(&mut self, link: LinkId, tag: RealmTag, topic: &str, receivers: u32) {
+        if self.upstream != Some(link) {
+            return;
+        }
+        let Some(realm) = self.realms.get_mut(&tag) else { return };
+        if let Some(stream) = realm.topic(topic.as_bytes()).and_then(|it| realm.out.get_mut(&it)) {
+            stream.quiet = receivers;
         }
     }
 
@@ -144,29 +182,33 @@ impl Node {
         topic: &Topic,
         publish: &Publish,
         policy: SlowPolicy,
-    ) {
+    ) -> bool {
         let max = self.config.lane_queue_bytes_max;
         let lane = wire::lane_of(&publish.topic);
-        let Some(link) = self.links.get_mut(&link_id) else { return };
+        let Some(link) = self.links.get_mut(&link_id).filter(|link| link.is_ready()) else {
+            return false;
+        };
         let waiting = link.lane_bytes(lane);
         // the router has it too and takes over
         let is_too_slow = waiting > max.saturating_mul(2)
             || (policy == SlowPolicy::Disconnect && waiting > max / 2);
         if is_too_slow {
             let reason = "does not keep up; the gateway's way stays";
-            return self.close_link(now, link_id, CloseCode::SlowConsumer, reason);
+            self.close_link(now, link_id, CloseCode::SlowConsumer, reason);
+            return false;
         }
         if !publish.qos1 && policy == SlowPolicy::Block && waiting > max {
-            return self.count_dropped(link_id, publish.realm, u64::from(publish.count));
+            self.count_dropped(link_id, publish.realm, u64::from(publish.count));
+            return false;
         }
         link.published += u64::from(publish.count);
         let droppable = !publish.qos1 && policy == SlowPolicy::DropOldest;
         let (messages, publisher) = (publish.count, publish.publisher.into());
         let cargo = Cargo::AtMostOnce { messages, droppable, publisher };
         self.send_publish(now, link_id, topic, publish, None, cargo);
-        let Some(link) = self.links.get_mut(&link_id) else { return };
+        let Some(link) = self.links.get_mut(&link_id) else { return false };
         if !droppable || link.lane_bytes(lane) <= max {
-            return;
+            return true;
         }
         let goal = max - max / 4;
         let keep = goal.saturating_sub(link.held_bytes);
@@ -175,6 +217,7 @@ impl Node {
         let rest = link.lane_bytes(lane).saturating_sub(link.held_bytes);
         let dropped = of_lane + link.drop_held(goal.saturating_sub(rest));
         self.count_dropped(link_id, publish.realm, dropped);
+        true
     }
 
     /// Whether links to peers have room for a message that must not be dropped.
@@ -415,8 +458,9 @@ impl Node {
 
     /// The router is gone, and with it what it was told.
     pub(super) fn forget_prunes(&mut self) {
-        for inflow in self.realms.values_mut().flat_map(|realm| realm.inflows.values_mut()) {
-            inflow.is_pruned = false;
+        for realm in self.realms.values_mut() {
+            realm.inflows.values_mut().for_each(|inflow| inflow.is_pruned = false);
+            realm.out.values_mut().for_each(|stream| stream.quiet = 0);
         }
     }
 
@@ -635,6 +679,7 @@ impl Node {
         let Some(pruned) = link.pruned.remove(&stream) else { return };
         link.pruned_owed -= pruned.owed.len();
         let tag = stream.0;
+        self.wake_topic(now, tag, &stream.1.topic);
         for (entry, _) in pruned.owed {
             let session = self.sessions.get_mut(&session_id);
             if !session.is_some_and(|session| session.undelivered.remove(&(tag, entry))) {
@@ -651,6 +696,52 @@ impl Node {
             let cargo = Cargo::AtLeastOnce { realm: tag, entry };
             self.send_publish(now, link_id, &topic, &publish, None, cargo);
         }
+    }
+
+    /// Everybody who wants a topic from a publisher gets it elsewhere: it hears so once.
+    pub(super) fn tell_quiet(
+        &mut self,
+        now: Time,
+        publisher: LinkId,
+        tag: RealmTag,
+        topic: &Topic,
+        receivers: u32,
+    ) {
+        let Some(realm) = self.realms.get_mut(&tag) else { return };
+        let key = (topic.clone(), publisher);
+        let known = realm.quiets.get(&key).copied();
+        if known == Some(receivers) || (known.is_none() && realm.quiets.len() >= QUIETS_MAX) {
+            return;
+        }
+        realm.quiets.insert(key, receivers);
+        let topic = topic.as_str().to_owned();
+        self.send_control(now, publisher, &Message::Quiet { realm: tag, topic, receivers });
+    }
+
+    /// Publishers must send topics again.
+    pub(super) fn wake_matching(
+        &mut self,
+        now: Time,
+        tag: RealmTag,
+        matches: impl Fn(&Topic) -> bool,
+    ) {
+        let Some(realm) = self.realms.get_mut(&tag) else { return };
+        let mut woken = Vec::new();
+        realm.quiets.retain(|(topic, publisher), _| {
+            let is_over = matches(topic);
+            if is_over {
+                woken.push((*publisher, topic.as_str().to_owned()));
+            }
+            !is_over
+        });
+        for (publisher, topic) in woken {
+            let again = Message::Quiet { realm: tag, topic, receivers: 0 };
+            self.send_control(now, publisher, &again);
+        }
+    }
+
+    pub(super) fn wake_topic(&mut self, now: Time, tag: RealmTag, topic: &Topic) {
+        self.wake_matching(now, tag, |other| other == topic);
     }
 
     /// A peer does not say that it has what it gets elsewhere: it gets it from here.

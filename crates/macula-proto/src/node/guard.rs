@@ -159,11 +159,13 @@ impl Node {
     /// A permit was replaced: what it does not cover any more ends.
     fn recheck(&mut self, now: Time, link_id: LinkId, session: SessionId, tag: RealmTag) {
         let unix = self.unix();
+        let Some(realm) = self.realms.get_mut(&tag) else { return };
+        realm.forget_routes();
+        self.wake_matching(now, tag, |_| true);
         let (Some(link), Some(realm)) = (self.links.get(&link_id), self.realms.get_mut(&tag))
         else {
             return;
         };
-        realm.forget_routes();
         let Some(entry) = self.sessions.get(&session) else { return };
         let lost: Vec<(u32, Denial)> = entry
             .subscriptions

@@ -507,13 +507,16 @@ impl Node {
         }
         link.held_bytes = 0;
         // the session has what is owed of them
-        link.pruned.clear();
+        let pruned = std::mem::take(&mut link.pruned);
         link.pruned_owed = 0;
         if let Some(session) = self.sessions.get_mut(&session_id) {
             session.link = None;
             self.timers.set(Timer::Session(session_id), now + limits::RESUME_WINDOW);
         }
         self.bound_detached(now);
+        for (tag, key) in pruned.into_keys() {
+            self.wake_topic(now, tag, &key.topic);
+        }
         for (realm, entry) in left {
             self.keep_undelivered(now, Some(session_id), realm, entry);
         }
@@ -631,9 +634,15 @@ impl Node {
             // large messages that a flush waited for cannot arrive any more
             self.finish_flushes();
         }
+        for tag in &link.realms {
+            if let Some(realm) = self.realms.get_mut(tag) {
+                realm.quiets.retain(|(_, publisher), _| *publisher != link_id);
+            }
+        }
         self.forget_peer_link(now, link_id, link.peer);
         if link.peer_link.is_some() {
             self.lose_inflows(now, link_id);
+            self.finish_flushes();
         }
         if let Some(session) = session
             && (link.said_goodbye || link.peer_link.is_some())

@@ -325,6 +325,8 @@ pub(super) struct Link {
     /// Messages published over a link between leaves, by us and by the peer.
     pub(super) published: u64,
     pub(super) published_by_peer: u64,
+    /// Some of ours went nowhere else.
+    pub(super) is_relied_on: bool,
     /// Streams that the peer gets elsewhere, how many batches of them it has not said to have, and
     /// when it last said so of some.
     pub(super) pruned: BTreeMap<(RealmTag, StreamKey), Pruned>,
@@ -388,6 +390,7 @@ impl Link {
             peer_link: None,
             published: 0,
             published_by_peer: 0,
+            is_relied_on: false,
             pruned: BTreeMap::new(),
             pruned_owed: 0,
             pruned_progress: now,

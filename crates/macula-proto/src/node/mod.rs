@@ -420,6 +420,9 @@ impl Node {
             Message::Unprune { realm, publisher, epoch, topic } => {
                 self.on_unprune(now, link, realm, (publisher, epoch, &topic));
             }
+            Message::Quiet { realm, topic, receivers } => {
+                self.on_quiet(link, realm, &topic, receivers);
+            }
             Message::Pruned { id } => self.on_pruned(now, link, id),
             Message::SyncDone { id } => self.on_sync_done(now, link, id),
             Message::Register(register) => self.on_register(now, link, register),

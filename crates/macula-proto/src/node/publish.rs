@@ -98,7 +98,10 @@ impl Node {
                 for subscription in &route.locals {
                     self.hand_over(now, *subscription, topic, &publish, None, false);
                 }
-                self.publish_to_peers(now, &route, topic, &publish);
+                let links = self.publish_to_peers(now, &route, topic, &publish);
+                if self.is_served(&publish, topic, &links) {
+                    return;
+                }
                 let admitted = upstream
                     .and_then(|link| self.links.get(&link))
                     .is_some_and(|link| link.realms.contains(&tag));
@@ -360,6 +363,7 @@ impl Node {
         }
         let frame = (receivers > 0 && publish.body.len() <= limits::LANE_MESSAGE_BYTES_MAX)
             .then(|| wire::encode(&Message::Publish(publish.clone())));
+        let mut pruned = 0;
         for (session_id, policy) in &route.peers {
             if Some(*session_id) == own {
                 continue;
@@ -372,9 +376,14 @@ impl Node {
                 continue;
             };
             if self.is_pruned(now, link, key, &publish, entry) {
+                pruned += 1;
                 continue;
             }
             self.forward(now, source, link, topic, &publish, frame.as_ref(), entry, *policy);
+        }
+        let is_quiet = pruned == receivers && route.locals.is_empty() && !route.may_grow;
+        if let Some(publisher) = source.link().filter(|_| is_quiet && pruned > 0) {
+            self.tell_quiet(now, publisher, tag, topic, pruned as u32);
         }
         for subscription in &route.locals {
             self.hand_over(now, *subscription, topic, &publish, Some(source), false);
@@ -915,15 +924,16 @@ impl Node {
     /// Asks the router to say when everything published so far has reached it.
     pub(super) fn flush(&mut self, now: Time, id: u64) {
         let mut syncs = BTreeSet::new();
-        if let Some(link_id) = self.upstream
-            && let Some(link) = self.links.get_mut(&link_id)
-        {
+        let relied_on = self.links.iter().filter(|(_, link)| link.is_relied_on);
+        let mut links: Vec<LinkId> = relied_on.map(|(id, _)| *id).chain(self.upstream).collect();
+        links.sort();
+        for link_id in links {
+            let Some(link) = self.links.get_mut(&link_id) else { continue };
             let first = self.next_sync;
             self.next_sync += u64::from(limits::LANE_COUNT);
-            for lane in 1..limits::LANE_COUNT {
-                syncs.insert(first + u64::from(lane));
-            }
-            link.syncs.extend(syncs.iter().copied());
+            let new = (1..limits::LANE_COUNT).map(|lane| first + u64::from(lane));
+            syncs.extend(new.clone());
+            link.syncs.extend(new);
             for lane in 1..limits::LANE_COUNT {
                 let frame = wire::encode(&Message::Sync { id: first + u64::from(lane) });
                 self.push_plain(now, link_id, Channel::Lane(lane), frame);
@@ -956,16 +966,17 @@ impl Node {
     }
 
     fn check_flushes(&mut self, link_id: LinkId) {
-        if self.upstream == Some(link_id) {
+        let is_relied_on = self.links.get(&link_id).is_some_and(|link| link.is_relied_on);
+        if self.upstream == Some(link_id) || is_relied_on {
             self.finish_flushes();
         }
     }
 
     pub(super) fn finish_flushes(&mut self) {
-        let bulk_waits = self
-            .upstream
-            .and_then(|link| self.links.get(&link))
-            .is_some_and(|link| !link.bulk.is_empty() || !link.held.is_empty());
+        let bulk_waits = self.links.iter().any(|(id, link)| {
+            (self.upstream == Some(*id) || link.is_relied_on)
+                && !(link.bulk.is_empty() && link.held.is_empty())
+        });
         if bulk_waits {
             return;
         }

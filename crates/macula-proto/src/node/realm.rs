@@ -43,6 +43,8 @@ pub(super) enum Target {
 pub(super) struct Route {
     pub(super) locals: Vec<SubscriptionId>,
     pub(super) peers: Vec<(SessionId, SlowPolicy)>,
+    /// Somebody may come to belong here just because time passes.
+    pub(super) may_grow: bool,
 }
 
 /// A subscription of the local application.
@@ -118,6 +120,8 @@ pub(super) struct OutStream {
     pub(super) expects: Option<u32>,
     /// The present router need not be told that number: it counted itself, or was told.
     pub(super) expects_told: bool,
+    /// So many get this topic over links between leaves, says the router, and nobody else wants it.
+    pub(super) quiet: u32,
     pub(super) unconfirmed: VecDeque<Unconfirmed>,
     /// The retained message that this application set; told again to a router that forgot it.
     pub(super) retained: Option<Publish>,
@@ -167,6 +171,8 @@ pub(super) struct Realm {
     out_floor: u64,
     pub(super) unconfirmed_bytes: usize,
     pub(super) locals: BTreeMap<SubscriptionId, LocalSubscription>,
+    /// A router: topics that publishers need not send, by their links, and for how many.
+    pub(super) quiets: BTreeMap<(Topic, LinkId), u32>,
     /// A leaf: streams that come over links to their publishers, and bytes that wait in them.
     pub(super) inflows: BTreeMap<StreamKey, Inflow>,
     pub(super) inflow_bytes: usize,
@@ -210,6 +216,7 @@ impl Realm {
             out_floor: 0,
             unconfirmed_bytes: 0,
             locals: BTreeMap::new(),
+            quiets: BTreeMap::new(),
             inflows: BTreeMap::new(),
             inflow_bytes: 0,
             providers: BTreeMap::new(),
@@ -281,7 +288,7 @@ impl Realm {
                 }
             });
         }
-        let mut route = Route::default();
+        let mut route = Route { may_grow: !may_keep, ..Route::default() };
         for target in targets {
             match target {
                 Target::Local(subscription) => route.locals.push(subscription),

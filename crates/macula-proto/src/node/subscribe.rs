@@ -55,6 +55,7 @@ impl Node {
         self.subscriptions.insert(subscription, tag);
         match self.config.role {
             Role::Router => {
+                self.wake_matching(now, tag, |topic| pattern.matches(topic));
                 let realm = self.realms.get(&tag);
                 let retained: Vec<(Topic, Publish)> = realm
                     .filter(|_| !options.skip_retained)
@@ -200,6 +201,7 @@ impl Node {
             self.replay_ring(now, link_id, tag, &pattern);
         }
         self.recount_receivers(tag, &pattern);
+        self.wake_matching(now, tag, |topic| pattern.matches(topic));
         if subscribe.retained {
             self.send_retained(now, link_id, tag, number, &pattern);
         }

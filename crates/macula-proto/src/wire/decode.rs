@@ -119,6 +119,13 @@ fn control_reader(kind: u8) -> Option<ReadFields> {
                 taken: f.field()?.u64()?,
             }))
         },
+        kind::QUIET => |f| {
+            Ok(Message::Quiet {
+                realm: f.realm_tag()?,
+                topic: f.name()?,
+                receivers: f.field()?.uint()?,
+            })
+        },
         kind::UNPRUNE => |f| {
             Ok(Message::Unprune {
                 realm: f.realm_tag()?,

@@ -82,7 +82,8 @@ pub fn encode(message: &Message) -> Frame {
             w.uint(realm.0);
             w.uint(*messages);
         }),
-        Message::Expect { realm, topic, receivers } => control(kind, 3, |w| {
+        Message::Expect { realm, topic, receivers }
+        | Message::Quiet { realm, topic, receivers } => control(kind, 3, |w| {
             w.uint(realm.0);
             w.str(topic);
             w.uint(*receivers);

@@ -34,6 +34,7 @@ kinds! {
     EXPECT = 0x19, Expect;
     PRUNE = 0x1a, Prune;
     UNPRUNE = 0x1b, Unprune;
+    QUIET = 0x1c, Quiet;
     REGISTER = 0x20, Register;
     REGISTER_RESULT = 0x21, RegisterResult;
     UNREGISTER = 0x22, Unregister;
@@ -58,7 +59,8 @@ pub const fn allowed(kind: u8, channel: Channel) -> bool {
     match kind {
         HELLO | REALMS | GOODBYE | PING | PONG | JOIN | SUBSCRIBE | SUBSCRIBE_RESULT
         | UNSUBSCRIBE | DROPPED | PUBLISH_ACK | PUBLISH_REFUSED | DELIVER_ACK | BULK_ACK
-        | SYNC_DONE | EXPECT | PRUNE | UNPRUNE | REGISTER | REGISTER_RESULT | UNREGISTER => {
+        | SYNC_DONE | EXPECT | PRUNE | UNPRUNE | QUIET | REGISTER | REGISTER_RESULT
+        | UNREGISTER => {
             matches!(channel, Channel::Control)
         }
         PUBLISH | PRUNED => publish_lane,
@@ -96,6 +98,7 @@ impl Message {
             Self::Expect { .. } => EXPECT,
             Self::Prune(_) => PRUNE,
             Self::Unprune { .. } => UNPRUNE,
+            Self::Quiet { .. } => QUIET,
             Self::Register(_) => REGISTER,
             Self::RegisterResult { .. } => REGISTER_RESULT,
             Self::Unregister { .. } => UNREGISTER,

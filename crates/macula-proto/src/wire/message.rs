@@ -414,6 +414,16 @@ pub enum Message {
         /// Topic.
         topic: String,
     },
+    /// 0x1c, control: from a router to a publisher: everybody who wants this topic from it gets it
+    /// elsewhere, so it may keep back what is QoS 0.
+    Quiet {
+        /// Realm.
+        realm: RealmTag,
+        /// Topic.
+        topic: String,
+        /// How many they are; 0: it is not so any more.
+        receivers: u32,
+    },
     /// 0x20, control.
     Register(Register),
     /// 0x21, control.

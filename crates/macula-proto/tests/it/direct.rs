@@ -8,6 +8,8 @@ use macula_proto::node::{Event, Input, LinkStatus, Qos, SubscribeOptions};
 use macula_proto::wire::message::{Message, Prune, Publish, SlowPolicy};
 use macula_proto::wire::{self, Channel};
 
+use proptest::prelude::*;
+
 use crate::grants::{self, NOON, grant};
 use crate::world::{Who, World, raw, realm};
 
@@ -334,6 +336,225 @@ fn a_node_that_takes_no_part_uses_the_router() {
     world.settle();
     assert_eq!(world.texts(bob), texts(0..20));
     assert_eq!((peer_link(&world, alice).published, peer_link(&world, bob).received), (0, 0));
+}
+
+// --- without the router ------------------------------------------------------------------------
+
+/// How many messages the router got.
+fn taken(world: &World, router: Who) -> u64 {
+    world.node(router).stats().messages_in
+}
+
+/// A flow that the router does not see any more, of so many messages.
+fn quiet() -> (World, Who, Who, Who, u32) {
+    let (mut world, router, alice, bob) = hub();
+    world.connect_peers(alice, bob);
+    flow(&mut world, alice, Qos::AtMostOnce, 0..50);
+    world.settle();
+    let before = taken(&world, router);
+    flow(&mut world, alice, Qos::AtMostOnce, 50..100);
+    world.settle();
+    assert_eq!(taken(&world, router), before, "the router gets them");
+    assert_eq!(world.texts(bob), texts(0..100));
+    (world, router, alice, bob, 100)
+}
+
+#[test]
+fn what_must_be_kept_still_goes_to_the_router() {
+    let (mut world, router, alice, bob, _) = quiet();
+    let before = taken(&world, router);
+    world.publish(alice, "a", Qos::AtLeastOnce, "acknowledged");
+    world.publish_bytes(alice, "a", Qos::AtMostOnce, true, b"retained".to_vec());
+    world.publish(alice, "a", Qos::AtMostOnce, "neither");
+    world.settle();
+    assert_eq!(taken(&world, router), before + 2);
+    assert_eq!(world.progress(alice, "a"), Some((101, 101, 1)));
+    assert_eq!(world.texts(bob)[100..], ["acknowledged", "retained", "neither"]);
+    assert!(!has_lost(&world, bob));
+}
+
+#[test]
+fn who_subscribes_later_is_served_at_once() {
+    let (mut world, router, alice, bob, sent) = quiet();
+    let carol = world.leaf(router);
+    world.subscribe(carol, "*");
+    world.settle();
+    flow(&mut world, alice, Qos::AtMostOnce, sent..sent + 50);
+    world.settle();
+    assert_eq!(world.texts(carol), texts(sent..sent + 50));
+    // and may get a link, too
+    world.connect_peers(carol, alice);
+    flow(&mut world, alice, Qos::AtMostOnce, sent + 50..sent + 150);
+    world.settle();
+    let before = taken(&world, router);
+    flow(&mut world, alice, Qos::AtMostOnce, sent + 150..sent + 200);
+    world.settle();
+    assert_eq!(taken(&world, router), before);
+    // and lose it
+    world.cut(carol, alice);
+    world.settle();
+    flow(&mut world, alice, Qos::AtMostOnce, sent + 200..sent + 250);
+    world.settle();
+    assert_eq!(world.texts(carol), texts(sent..sent + 250));
+    assert_eq!(world.texts(bob), texts(0..sent + 250));
+    assert!(!has_lost(&world, carol) && !has_lost(&world, bob));
+}
+
+#[test]
+fn the_router_gets_the_flow_again_when_a_link_breaks() {
+    let (mut world, router, alice, bob, sent) = quiet();
+    world.cut(alice, bob);
+    flow(&mut world, alice, Qos::AtMostOnce, sent..sent + 50);
+    world.settle();
+    let got = world.texts(bob);
+    let first: u32 = got[sent as usize].parse().unwrap();
+    assert!(first < sent + 20, "{first}");
+    assert_eq!(got[sent as usize..], texts(first..sent + 50));
+    let before = taken(&world, router);
+    world.connect_peers(bob, alice);
+    flow(&mut world, alice, Qos::AtMostOnce, sent + 50..sent + 100);
+    assert!(taken(&world, router) > before);
+    // the subscriber's link to the router
+    world.settle();
+    world.cut(bob, router);
+    flow(&mut world, alice, Qos::AtMostOnce, sent + 100..sent + 120);
+    world.connect(bob, router);
+    flow(&mut world, alice, Qos::AtMostOnce, sent + 120..sent + 150);
+    world.settle();
+    // and the router itself
+    world.restart(router);
+    world.join(router, realm());
+    world.connect(alice, router);
+    world.connect(bob, router);
+    world.settle();
+    flow(&mut world, alice, Qos::AtMostOnce, sent + 150..sent + 200);
+    world.settle();
+    assert_eq!(world.texts(bob), [texts(0..sent), texts(first..sent + 200)].concat());
+}
+
+#[test]
+fn a_subscriber_that_leaves_out_what_it_does_not_get_harms_nobody_else() {
+    let (mut world, router, alice, bob, sent) = quiet();
+    let carol = world.leaf(router);
+    world.subscribe(carol, "a");
+    world.settle();
+    let id = world.sims[carol].id;
+    let status = world.node(router).status().links;
+    let link = status.iter().find(|link| link.peer == id).expect("a link").link;
+    let prune = Prune {
+        realm: realm().tag(),
+        publisher: world.sims[alice].id,
+        epoch: 1,
+        topic: "a".to_owned(),
+        id: 1,
+        from: 0,
+        taken: 0,
+    };
+    let frame = raw(&wire::encode(&Message::Prune(prune)));
+    world.input(router, Input::Frame { link, channel: Channel::Control, frame });
+    flow(&mut world, alice, Qos::AtMostOnce, sent..sent + 20);
+    world.settle();
+    // two do without, says the router, but only one has a link
+    let before = taken(&world, router);
+    flow(&mut world, alice, Qos::AtMostOnce, sent + 20..sent + 40);
+    world.settle();
+    assert_eq!(taken(&world, router), before + 20);
+    assert_eq!(world.texts(bob), texts(0..sent + 40));
+}
+
+#[test]
+fn flushed_means_that_peers_have_it_too() {
+    let (mut world, _, alice, bob, _) = quiet();
+    world.deaf(bob, alice, true);
+    world.publish(alice, "a", Qos::AtMostOnce, "last");
+    world.command(alice, macula_proto::node::Command::Flush { id: 7 });
+    world.settle();
+    let is_flushed =
+        |world: &World| world.has(alice, |event| matches!(event, Event::Flushed { id: 7 }));
+    assert!(!is_flushed(&world));
+    world.deaf(bob, alice, false);
+    world.settle();
+    assert!(is_flushed(&world));
+    assert_eq!(world.texts(bob).last().map(String::as_str), Some("last"));
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Publish { leaf: usize, count: usize, qos1: bool, kib: usize },
+    Peers { a: usize, by: usize },
+    Wait { millis: u64 },
+    Slow { leaf: usize, millis: u64 },
+    Late { leaf: usize },
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => (0..3usize, 1..20usize, any::<bool>(), prop_oneof![4 => Just(0), 1 => 1..150usize])
+            .prop_map(|(leaf, count, qos1, kib)| Op::Publish { leaf, count, qos1, kib }),
+        2 => (0..3usize, 1..3usize).prop_map(|(a, by)| Op::Peers { a, by }),
+        5 => (1..40u64).prop_map(|millis| Op::Wait { millis }),
+        1 => (0..3usize, 1..50u64).prop_map(|(leaf, millis)| Op::Slow { leaf, millis }),
+        1 => (0..3usize).prop_map(|leaf| Op::Late { leaf }),
+    ]
+}
+
+proptest! {
+    /// As long as no link breaks, QoS 0 loses nothing, doubles nothing and keeps the order.
+    #[test]
+    fn nothing_is_lost_while_ways_change(ops in prop::collection::vec(any_op(), 1..40)) {
+        let mut world = World::new();
+        let router = world.router();
+        let leaves: Vec<Who> = (0..3).map(|_| world.leaf(router)).collect();
+        // the third one comes later, if at all
+        for leaf in &leaves[..2] {
+            world.subscribe(*leaf, "a");
+        }
+        world.settle();
+        let (mut number, mut late) = (0, None);
+        let mut sent: [Vec<String>; 3] = Default::default();
+        for op in ops {
+            match op {
+                Op::Publish { leaf, count, qos1, kib } => for _ in 0..count.min(100 / (kib + 1) + 1) {
+                    number += 1;
+                    let text = format!("{number}{}", " ".repeat(kib * 1024));
+                    world.publish(leaves[leaf], "a", Qos::from(qos1), &text);
+                    sent[leaf].push(number.to_string());
+                },
+                Op::Peers { a, by } => {
+                    let b = (a + by) % 3;
+                    if world.wire_between(leaves[a], leaves[b]).is_none() {
+                        world.connect_peers(leaves[a], leaves[b]);
+                    }
+                }
+                Op::Wait { millis } => world.run_for(Duration::from_millis(millis)),
+                Op::Slow { leaf, millis } => {
+                    world.slow(leaves[leaf], router, Duration::from_millis(millis));
+                }
+                Op::Late { leaf } => {
+                    if leaf == 2 && late.is_none() {
+                        late = Some(sent.clone());
+                        world.subscribe(leaves[2], "a");
+                    }
+                }
+            }
+        }
+        world.run_for(Duration::from_secs(3));
+        for (index, leaf) in leaves.iter().enumerate() {
+            for (author, sent) in sent.iter().enumerate() {
+                let id = world.sims[leaves[author]].id;
+                let got: Vec<String> = world
+                    .deliveries(*leaf)
+                    .filter(|delivery| delivery.publisher == id)
+                    .map(|it| String::from_utf8_lossy(&it.body).trim().to_owned())
+                    .collect();
+                if index < 2 {
+                    prop_assert_eq!(&got, sent, "{} of {}", index, author);
+                } else {
+                    prop_assert!(sent.ends_with(&got), "{:?} of {:?}", got, sent);
+                }
+            }
+        }
+    }
 }
 
 // --- hostile ---------------------------------------------------------------------------------------

@@ -102,6 +102,11 @@ pub(super) fn any_control() -> impl Strategy<Value = Message> {
                 Message::Prune(Prune { realm, publisher, epoch, topic, id, from, taken })
             }
         ),
+        (realm(), name(), any::<u32>()).prop_map(|(realm, topic, receivers)| Message::Quiet {
+            realm,
+            topic,
+            receivers
+        }),
         (realm(), any::<[u8; 32]>(), any::<u64>(), name()).prop_map(
             |(realm, publisher, epoch, topic)| {
                 let publisher = EndpointId::from_bytes(publisher);

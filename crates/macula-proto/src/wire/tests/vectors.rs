@@ -388,6 +388,9 @@ fn valid() -> Vec<Valid> {
     add("prune", "From 8 on the stream comes over a link to its publisher.", Message::Prune(prune));
     let unprune = Message::Unprune { realm, publisher, epoch: 5, topic };
     add("unprune", "The stream does not come over that link any more.", unprune);
+    let topic = "house.kitchen".to_owned();
+    let quiet = Message::Quiet { realm, topic, receivers: 2 };
+    add("quiet", "The two subscribers of the topic get it elsewhere.", quiet);
     add("unregister", "Unregister.", Message::Unregister { realm, registration: 1 });
 
     add("publish_one", "One QoS 0 message.", Message::Publish(publish()));
