@@ -2,7 +2,7 @@
 //!
 //! A publisher sends to its router all the same; a subscriber that gets a stream over a link to its
 //! publisher tells the router, which sends no more of it but holds what is QoS 1 until the
-//! subscriber says that it has it. So nothing depends on that link. Spec: docs/protocol §9.8.
+//! subscriber says that it has it. So nothing depends on that link. Spec: docs/protocol §9.9.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
