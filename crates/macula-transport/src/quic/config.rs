@@ -205,8 +205,13 @@ const SIGNALS_BYTES_MAX: usize = 4 * 1024;
 
 /// A link between peers has several paths, all of which are kept alive from both ends. Others have
 /// one, and save the memory.
+///
+/// A peer may abandon the last path of ours. Until one is there again QUIC has none to take the
+/// frequency of acknowledgements from, and noq 1.4 panics if it is to ask for one
+/// (<https://github.com/n0-computer/noq/issues/807>), so here it is not.
 fn with_paths(transport: &mut noq::TransportConfig, settings: &EndpointConfig) {
     transport
+        .ack_frequency_config(None)
         .datagram_receive_buffer_size(Some(SIGNALS_BYTES_MAX))
         .datagram_send_buffer_size(SIGNALS_BYTES_MAX)
         .max_concurrent_multipath_paths(PATHS_MAX)
@@ -321,8 +326,48 @@ impl noq::crypto::HandshakeTokenKey for TokenKey {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+
     use noq::crypto::HandshakeTokenKey;
+    use noq::{Endpoint, PathId, PathStatus, TokioRuntime};
+
+    use super::super::tls::Tls;
+    use super::*;
+
+    /// A QUIC endpoint on loopback, as peers are to each other.
+    fn peer(settings: &EndpointConfig) -> (Tls, Endpoint) {
+        let tls = Tls::new(&settings.key).unwrap();
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let config = endpoint(&settings.key, 0, settings.mtu_max);
+        let server = peer_server(tls.server(), &settings.key, settings).unwrap();
+        let runtime = Arc::new(TokioRuntime);
+        (tls, Endpoint::new(config, Some(server), socket, runtime).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_abandons_our_last_path_ends_the_connection_and_nothing_else() {
+        let [alice, bob] = [1, 2].map(|seed| EndpointConfig::new(SecretKey::from_seed([seed; 32])));
+        let ((tls, dialer), (_, acceptor)) = (peer(&alice), peer(&bob));
+        let crypto = tls.client(&tls.server_key(None));
+        let crypto = noq::crypto::rustls::QuicClientConfig::try_from(crypto).unwrap();
+        let mut client = noq::ClientConfig::new(Arc::new(crypto));
+        client.transport_config(Arc::new(peer_client(&alice)));
+        let to = acceptor.local_addr().unwrap();
+        let dialled = dialer.connect_with(client, to, "peer").unwrap();
+        let accepted = async { acceptor.accept().await.unwrap().await.unwrap() };
+        let (dialled, accepted) = tokio::join!(dialled, accepted);
+        let dialled = dialled.unwrap();
+        dialled.handshake_confirmed().await.unwrap();
+        // A path that the other side never hears of, so that the one it knows can be abandoned.
+        let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let nobody: SocketAddr = nobody.local_addr().unwrap();
+        let opened = dialled.open_path(nobody, PathStatus::Available);
+        assert!(opened.path_id().is_some());
+        dialled.path(PathId::ZERO).unwrap().close().unwrap();
+        let patience = Duration::from_secs(20);
+        let ended = tokio::time::timeout(patience, accepted.closed()).await.unwrap();
+        assert!(!matches!(ended, noq::ConnectionError::LocallyClosed), "{ended:?}");
+    }
 
     #[test]
     fn connection_ids_of_an_earlier_run_are_recognised() {
