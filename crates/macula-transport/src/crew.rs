@@ -254,7 +254,8 @@ struct Member {
 
 impl Member {
     fn run(self: Arc<Self>) {
-        self.stage.store(stage::RUNNING, Ordering::Release);
+        // Takes over what was written before the wake-ups so far.
+        self.stage.swap(stage::RUNNING, Ordering::AcqRel);
         if self.poll().is_ready() {
             return self.end();
         }
@@ -300,6 +301,9 @@ impl Wake for Member {
         let next = |now| match now {
             stage::IDLE => Some(stage::READY),
             stage::RUNNING => Some(stage::AGAIN),
+            // Nothing to do, but written all the same: a mere look could come before what this
+            // wake-up is about is seen by the poll that follows.
+            stage::READY | stage::AGAIN => Some(now),
             _ => None,
         };
         let before = self.stage.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);

@@ -158,9 +158,11 @@ pub(crate) async fn exchange(from: &mut Side, to: &mut Side, count: u32, bytes: 
         let mut body = number.to_be_bytes().to_vec();
         body.resize(bytes.max(4), 7);
         from.link.send(LANE, frame(9, body));
+        from.absorb();
     }
     let mut expected = 0;
     while expected < count {
+        from.absorb();
         let (frames, _permit) = to.batch(LANE).await;
         for frame in frames {
             assert_eq!(frame.payload[..4], expected.to_be_bytes());
