@@ -475,10 +475,13 @@ pub(crate) struct StatusArgs {
     pub(crate) realm: Option<String>,
     #[command(flatten)]
     pub(crate) grant: GrantArg,
+    /// Link to this peer of the realm, and show the link too; may be repeated
+    #[arg(short, long, value_name = "ENDPOINTID")]
+    pub(crate) peer: Vec<String>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
-    /// Give up after this
+    /// Give up after this; a link to a peer has as long to become direct
     #[arg(short, long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub(crate) timeout: Duration,
 }

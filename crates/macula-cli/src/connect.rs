@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use macula::{
-    CallBuilder, Event, Events, Node, NodeBuilder, SecretKey, StartError, Strategy, TurnServer,
-    TurnUse, Visitor,
+    CallBuilder, Event, Events, Node, NodeBuilder, SecretKey, StartError, Status, Strategy,
+    TurnServer, TurnUse, Visitor,
 };
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -76,11 +76,16 @@ impl Asker {
 
     /// Whether the gateway is reached over TLS and TCP.
     pub(crate) async fn is_tunnelled(&self) -> bool {
+        self.status().await.is_some_and(|status| status.is_tunnelled)
+    }
+
+    /// What this end knows of its own links; `None` once it is closed.
+    pub(crate) async fn status(&self) -> Option<Status> {
         let status = match self {
             Self::Visitor(visitor) => visitor.status().await,
             Self::Member(node, _) => node.status().await,
         };
-        status.is_ok_and(|status| status.is_tunnelled)
+        status.ok()
     }
 
     /// Says goodbye.

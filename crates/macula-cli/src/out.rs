@@ -142,6 +142,17 @@ pub(crate) fn human_duration(duration: Duration) -> String {
     }
 }
 
+/// Bytes for people: `512 B`, `1.2 kB`, `3.4 MB`.
+pub(crate) fn human_bytes(bytes: u64) -> String {
+    let size = bytes as f64;
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", size / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", size / 1e6),
+        _ => format!("{:.1} GB", size / 1e9),
+    }
+}
+
 /// A count for people: thousands separated by blanks.
 pub(crate) fn human_count(count: u64) -> String {
     let digits = count.to_string();

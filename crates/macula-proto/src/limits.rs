@@ -54,6 +54,8 @@ pub const TRANSPORT_WINDOW_BYTES: usize = 256 * 1024;
 pub const BULK_WINDOW_BYTES: usize = 2 * STREAM_FRAME_BYTES_MAX;
 /// Streaming calls open at once on one link.
 pub const STREAMS_PER_LINK_MAX: usize = 64;
+/// Links that `macula.links` tells of: what fits a result on a lane.
+pub const LINKS_TOLD_MAX: usize = 100;
 /// Large messages in flight at once on one link, per direction.
 pub const BULK_PER_LINK_MAX: usize = 8;
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use macula::{CallError, Node, Via};
 use macula_gateway::turn::DEFAULT_PORT;
@@ -70,6 +70,7 @@ pub(crate) async fn run(args: NetcheckArgs) -> Result<(), Failure> {
     let (report, mapped) = tokio::join!(check(servers), port_mapping());
     let mut report = report?;
     report.tls_works = tls;
+    remember(&report);
     let lifetime = match args.lifetime {
         Some(max) => Some(lifetime(&report, max).await?),
         None => None,
@@ -93,6 +94,32 @@ pub(crate) async fn run(args: NetcheckArgs) -> Result<(), Failure> {
     let named = named.collect::<Vec<_>>().join(", ");
     let named = if named.is_empty() { "none" } else { &*named };
     out::line(format_args!("{:<11} {named}", "mapping by"))
+}
+
+/// The file in Macula's directory with what was found last, which `macula status` shows.
+const FILE_NAME: &str = "netcheck.json";
+
+/// Keeps the report for `macula status`. It is no harm if that does not work.
+fn remember(report: &Report) {
+    let Some(directory) = macula_gateway::home::directory() else { return };
+    let mut found = as_json(&[], report);
+    let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    found["at_unix"] = at.as_secs().into();
+    let kept = macula_gateway::home::create(&directory)
+        .and_then(|()| std::fs::write(directory.join(FILE_NAME), found.to_string()));
+    if let Err(error) = kept {
+        tracing::info!(%error, "the report is not kept");
+    }
+}
+
+/// What the last `macula netcheck` of this user found, with its age in seconds as `age_s`.
+pub(crate) fn remembered() -> Option<Value> {
+    let path = macula_gateway::home::directory()?.join(FILE_NAME);
+    let mut found: Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(found["at_unix"].as_u64()?);
+    let age = SystemTime::now().duration_since(at).unwrap_or_default();
+    found.as_object_mut()?.insert("age_s".to_owned(), age.as_secs().into());
+    Some(found)
 }
 
 /// What a gateway said: how long it took, and where its STUN server is.

@@ -21,11 +21,7 @@ pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
     let GatewayOrLocalArg { gateway, connect } = &args.gateway;
     // Peers are seen only by members of their realms.
     if peer.is_some() && args.realm.is_none() && args.grant.grant.is_none() {
-        return Err(Failure::new(
-            Exit::Usage,
-            "a peer is seen only by members of its realm",
-            "name the realm with --realm NAME, or with --grant FILE",
-        ));
+        return Err(no_realm());
     }
     if let Some(peer) = peer {
         let (realm, grant) = (args.realm.as_deref(), args.grant.grant.as_deref());
@@ -176,6 +172,14 @@ fn report_path(
         way = format!("{way} by server {server}");
     }
     out::line(format_args!("{name}: {number} in {}, {way}", out::human_duration(rtt)))
+}
+
+pub(crate) fn no_realm() -> Failure {
+    Failure::new(
+        Exit::Usage,
+        "a peer is seen only by members of its realm",
+        "name the realm with --realm NAME, or with --grant FILE",
+    )
 }
 
 pub(crate) fn parse_peer(text: &str) -> Result<EndpointId, Failure> {

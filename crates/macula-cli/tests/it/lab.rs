@@ -72,6 +72,15 @@ fn ping_until_direct_says_by_its_exit_code_whether_it_is() {
     let done = gateway.run("lab", "ping", &arguments).expect_code(0);
     assert!(done.text().lines().last().unwrap().contains("direct"), "{}", done.text());
 
+    let done = gateway.run("lab", "status", &["--peer", &id, "--json"]).expect_code(0);
+    let status: Value = serde_json::from_str(&done.text()).unwrap();
+    let own = status["own_links"].as_array().unwrap();
+    let to_peer = own.iter().find(|link| link["peer"] == id.as_str()).unwrap();
+    assert_eq!(to_peer["path"], "direct", "{status}");
+    assert!(to_peer["received_bytes"].as_u64() > Some(0), "{status}");
+    let nobody = gateway.run("lab", "status", &["--peer", &id.replace('a', "b")]);
+    assert!(nobody.stderr.contains("error: peer"), "{}", nobody.stderr);
+
     let pinned = gateway.pinned();
     let relayed = ["lab", "responder", "-g", &pinned, "-r", "hidden", "--strategy", "always_relay"];
     let relayed = Running::start(gateway.home(), &relayed);

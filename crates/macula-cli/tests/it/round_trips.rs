@@ -185,6 +185,11 @@ fn status_and_ping_need_no_realm() {
     assert!(status["uptime_s"].is_u64() && status["links"].is_u64());
     let done = run(gateway.home(), &["status", "-g", &pinned]).expect_code(0);
     assert!(done.text().contains(&gateway.id));
+    let own = &status["own_links"][0];
+    assert_eq!((&own["role"], &own["path"]), (&"router".into(), &"udp".into()), "{own}");
+    assert!(own["sent_bytes"].as_u64() > Some(0) && own["remote"].is_string(), "{own}");
+    // Asked from its own machine a gateway tells all of its links.
+    assert_eq!(status["gateway_links"]["links"][0]["role"], "leaf");
     let member = ["status", "-g", &pinned, "-r", "red", "--json"];
     let done = run(gateway.home(), &member).expect_code(0);
     let status: serde_json::Value = serde_json::from_str(&done.text()).unwrap();

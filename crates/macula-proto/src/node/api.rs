@@ -260,6 +260,11 @@ pub enum Input {
         /// Stream.
         stream: StreamId,
     },
+    /// A link runs over TLS and TCP; told after it is up, for status pages.
+    Tunnelled {
+        /// Link.
+        link: LinkId,
+    },
     /// The smoothed round-trip time of a link; told now and then.
     Rtt {
         /// Link.
@@ -869,8 +874,14 @@ pub struct LinkStatus {
     pub is_peer_link: bool,
     /// Where the peer's packets come from.
     pub remote: SocketAddr,
+    /// Whether it runs over TLS and TCP.
+    pub is_tunnelled: bool,
     /// Smoothed round-trip time, once known.
     pub rtt: Option<Duration>,
+    /// Frames sent since the link came up, bytes; packets that are relayed are not counted.
+    pub sent_bytes: u64,
+    /// Frames received, likewise.
+    pub received_bytes: u64,
     /// Bytes that wait in the node's queues for this link.
     pub queued_bytes: usize,
     /// Messages dropped for this link since it came up.

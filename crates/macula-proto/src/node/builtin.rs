@@ -1,12 +1,14 @@
 //! The procedures that every node answers without the application: `macula.ping`, `macula.info`,
-//! `macula.stats` (docs/protocol §6.6).
+//! `macula.stats`, `macula.links` (docs/protocol §6.6).
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 
 use super::{Node, Role};
 use crate::id::{EndpointId, LinkId, RealmTag};
+use crate::limits;
 
 /// Who asks a built-in procedure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +46,7 @@ impl Node {
             "macula.ping" => Some(body.clone()),
             "macula.info" => Some(self.info().into()),
             "macula.stats" => Some(self.stats_json(asker, realm).into()),
+            "macula.links" => Some(self.links_json(asker)?.into()),
             _ => self.config.extension.as_ref()?.answer(procedure, self.asker(asker)),
         }
     }
@@ -72,6 +75,42 @@ impl Node {
             escape(&self.config.agent),
             self.uptime().as_secs()
         )
+    }
+
+    /// The links of a router, the oldest first. Who talks from where is nobody's business: a peer is told
+    /// of its own link alone, unless it is on the router's own machine. Leaves do not answer peers,
+    /// who may ask through a router.
+    fn links_json(&self, asker: Option<LinkId>) -> Option<String> {
+        if asker.is_some() && self.config.role == Role::Leaf {
+            return None;
+        }
+        let is_local = match asker {
+            None => true,
+            Some(link) => self.links.get(&link)?.remote.ip().to_canonical().is_loopback(),
+        };
+        let all = self.status().links;
+        let mut told = all.iter().filter(|link| is_local || Some(link.link) == asker);
+        let links: Vec<String> = told
+            .by_ref()
+            .take(limits::LINKS_TOLD_MAX)
+            .map(|link| {
+                let role = if link.is_router { "router" } else { "leaf" };
+                let path = if link.is_tunnelled { "tls" } else { "udp" };
+                let rtt = link.rtt.map_or_else(|| "null".to_owned(), |it| it.as_micros().to_string());
+                format!(
+                    r#"{{"peer":"{}","agent":"{}","role":"{role}","path":"{path}","remote":"{}","rtt_us":{rtt},"sent_bytes":{},"received_bytes":{},"queued_bytes":{},"dropped":{}}}"#,
+                    link.peer,
+                    escape(&link.agent),
+                    SocketAddr::new(link.remote.ip().to_canonical(), link.remote.port()),
+                    link.sent_bytes,
+                    link.received_bytes,
+                    link.queued_bytes,
+                    link.dropped,
+                )
+            })
+            .collect();
+        let more = told.count();
+        Some(format!(r#"{{"links":[{}],"more":{more}}}"#, links.join(",")))
     }
 
     fn stats_json(&self, asker: Option<LinkId>, realm: RealmTag) -> String {

@@ -285,7 +285,11 @@ pub(super) struct Link {
     /// lane: sync number -> topic, and the lane's count of publishes then.
     pub(super) bulk_syncs: BTreeMap<u64, ((RealmTag, Topic), u64)>,
     pub(super) bulk_progress: Time,
+    pub(super) is_tunnelled: bool,
     pub(super) rtt: Option<Duration>,
+    /// Bytes of frames that went out and came in.
+    pub(super) sent_bytes: u64,
+    pub(super) received_bytes: u64,
     /// Messages dropped because this peer was slow, per realm.
     pub(super) dropped: BTreeMap<RealmTag, u64>,
     pub(super) dropped_unsaid: bool,
@@ -364,7 +368,10 @@ impl Link {
             bulk_waiting: VecDeque::new(),
             bulk_syncs: BTreeMap::new(),
             bulk_progress: now,
+            is_tunnelled: false,
             rtt: None,
+            sent_bytes: 0,
+            received_bytes: 0,
             dropped: BTreeMap::new(),
             dropped_unsaid: false,
             acks_dirty: false,

@@ -182,6 +182,11 @@ impl Node {
             Input::Frame { link, channel, frame } => self.on_frame(now, link, channel, frame),
             Input::Sent { link, channel, bytes } => self.on_sent(now, link, channel, bytes),
             Input::StreamClosed { link, stream } => self.on_stream_closed(now, link, stream),
+            Input::Tunnelled { link } => {
+                if let Some(link) = self.links.get_mut(&link) {
+                    link.is_tunnelled = true;
+                }
+            }
             Input::Rtt { link, rtt } => {
                 if let Some(link) = self.links.get_mut(&link) {
                     link.rtt = Some(rtt);
@@ -269,7 +274,10 @@ impl Node {
                 is_router: link.hello.is_router,
                 is_peer_link: link.peer_link.is_some(),
                 remote: link.remote,
+                is_tunnelled: link.is_tunnelled,
                 rtt: link.rtt,
+                sent_bytes: link.sent_bytes,
+                received_bytes: link.received_bytes,
                 queued_bytes: link.queued_bytes(),
                 dropped: link.dropped.values().sum(),
                 published: link.published,
@@ -367,6 +375,7 @@ impl Node {
         link.heard = now;
         link.suspect = false;
         link.note_use(now, channel);
+        link.received_bytes += frame.wire_bytes() as u64;
         let stage = link.stage;
         let (kind, bytes) = (frame.kind, frame.payload.len());
         let message = match wire::decode(frame, channel) {
@@ -490,6 +499,7 @@ impl Node {
 
     fn on_sent(&mut self, now: Time, link_id: LinkId, channel: Channel, bytes: usize) {
         let Some(link) = self.links.get_mut(&link_id) else { return };
+        link.sent_bytes += bytes as u64;
         match channel {
             Channel::Bulk => {
                 link.bulk_progress = now;

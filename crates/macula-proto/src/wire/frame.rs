@@ -90,6 +90,13 @@ pub struct RawFrame {
     pub payload: Bytes,
 }
 
+impl RawFrame {
+    /// Length with its header, bytes.
+    pub fn wire_bytes(&self) -> usize {
+        HEADER_BYTES.saturating_add(self.payload.len())
+    }
+}
+
 /// What is wrong with a frame header; the channel cannot be read any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

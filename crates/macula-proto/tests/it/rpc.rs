@@ -346,6 +346,32 @@ fn every_node_answers_the_built_in_procedures() {
 }
 
 #[test]
+fn a_router_tells_a_peer_of_its_own_link_and_a_leaf_of_none() {
+    let mut world = World::new();
+    let router = world.router();
+    let (asker, other) = (world.leaf(router), world.leaf(router));
+    let (asker_id, other_id) = (world.sims[asker].id, world.sims[other].id);
+    let ask = |world: &mut World, target| {
+        let call = world.call_with(asker, "macula.links", "", |spec| {
+            (spec.endpoint_scope, spec.target) = (true, target);
+        });
+        world.settle();
+        call
+    };
+    let told = ask(&mut world, None);
+    let told = world.result(asker, told).unwrap().unwrap();
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let links = told["links"].as_array().unwrap();
+    assert_eq!(links.len(), 1, "{told}");
+    assert_eq!(links[0]["peer"], asker_id.to_string());
+    assert_eq!(links[0]["remote"], "192.0.2.1:4433");
+    assert!(links[0]["received_bytes"].as_u64() > Some(0), "{told}");
+    assert_eq!(told["more"], 0);
+    let refused = ask(&mut world, Some(other_id));
+    assert_eq!(failure_of(&world, asker, refused).class, ErrorClass::NoProvider);
+}
+
+#[test]
 fn tenants_cannot_ping_each_other() {
     let mut world = World::new();
     let router = world.router();

@@ -75,6 +75,9 @@ impl Driver {
             }
         };
         self.node.handle_input(now, up);
+        if connected.is_tunnelled() {
+            self.node.handle_input(now, Input::Tunnelled { link: id });
+        }
         let transport = connected.start(id, self.link_events.clone());
         let link = Link {
             transport,

@@ -42,6 +42,7 @@ fn the_table_of_limits_matches_the_constants() {
         TRANSPORT_WINDOW_BYTES,
         BULK_WINDOW_BYTES,
         STREAMS_PER_LINK_MAX,
+        LINKS_TOLD_MAX,
         BULK_PER_LINK_MAX,
         RELAYED_PACKET_BYTES_MAX,
         SPLIT_PACKET_BYTES_MAX,
