@@ -30,6 +30,6 @@ pub mod scenario;
 pub use error::{LabError, LabErrorKind};
 pub use kind::{Behaviour, Filtering, Mapping, NatKind, Shared, UnknownKind};
 pub use lab::{Lab, RELAYS_V4, RELAYS_V6, Settings, Stop, check_ability};
-pub use mix::{MIXES, Mix, MixShare};
+pub use mix::{MAPPED_HOMES, MIXES, Mix, MixShare};
 pub use probe::Seen;
 pub use wire::Weather;

@@ -469,9 +469,12 @@ fn print_figures(summary: &Summary) -> Result<(), Failure> {
     for (name, mix) in
         [("consumer", mixes.consumer), ("mobile", mixes.mobile), ("office", mixes.office)]
     {
-        let Some(MixShare { v4, with_v6, covered }) = mix else { continue };
+        let Some(MixShare { v4, with_v6, with_mapping, covered }) = mix else { continue };
+        let mapped = with_mapping.map_or_else(String::new, |share| {
+            format!(", and port mapping {:>5.1} %", 100.0 * share)
+        });
         out::line(format_args!(
-            "mix {name:<9} {:>5.1} % direct, with IPv6 {:>5.1} % ({:.0} % of its pairs measured)",
+            "mix {name:<9} {:>5.1} % direct, with IPv6 {:>5.1} %{mapped} ({:.0} % of its pairs measured)",
             100.0 * v4,
             100.0 * with_v6,
             100.0 * covered
