@@ -436,13 +436,21 @@ impl Endpoint {
 
     /// The next connection attempt; `None` once the endpoint is closed. Cancel-safe.
     pub(crate) async fn incoming(&self) -> Option<Incoming> {
-        let incoming = self.endpoint.accept().await?;
-        let remote = incoming.remote_address();
-        let peers = self.peers.as_ref().filter(|peers| peers.magic.owns(&remote));
-        let peer = peers.and_then(|peers| peers.magic.peer(&remote));
-        let tunnelled = self.tunnelled.as_ref().filter(|it| it.magic.owns(&remote));
-        let tunnel = tunnelled.and_then(|it| it.tunnels.find(&remote));
-        Some(Incoming { incoming, peer, tunnel })
+        loop {
+            let incoming = self.endpoint.accept().await?;
+            let remote = incoming.remote_address();
+            let peers = self.peers.as_ref().filter(|peers| peers.magic.owns(&remote));
+            let peer = peers.and_then(|peers| peers.magic.peer(&remote));
+            let tunnelled = self.tunnelled.as_ref().filter(|it| it.magic.owns(&remote));
+            let tunnel = tunnelled.and_then(|it| it.tunnels.find(&remote));
+            if (peers.is_some() || tunnelled.is_some()) && peer.is_none() && tunnel.is_none() {
+                // It waited here for longer than its tunnel lasted: no answer would arrive, and the
+                // address stands for nobody who could be counted.
+                incoming.ignore();
+                continue;
+            }
+            return Some(Incoming { incoming, peer, tunnel });
+        }
     }
 
     /// Whether an attempt may be looked at: an endpoint that only has peers takes them only.
