@@ -78,7 +78,11 @@ fn ping_until_direct_says_by_its_exit_code_whether_it_is() {
     let to_peer = own.iter().find(|link| link["peer"] == id.as_str()).unwrap();
     assert_eq!(to_peer["path"], "direct", "{status}");
     assert!(to_peer["received_bytes"].as_u64() > Some(0), "{status}");
-    let nobody = gateway.run("lab", "status", &["--peer", &id.replace('a', "b")]);
+    let key = gateway.home().join("nobody.key");
+    let key = key.to_str().unwrap();
+    run(gateway.home(), &["keygen", "--out", key]).expect_code(0);
+    let nobody = run(gateway.home(), &["keygen", "--show", key]).expect_code(0).text();
+    let nobody = gateway.run("lab", "status", &["--peer", nobody.trim()]);
     assert!(nobody.stderr.contains("error: peer"), "{}", nobody.stderr);
 
     let pinned = gateway.pinned();
