@@ -252,8 +252,8 @@ impl Report {
                 format!("you can be reached directly by hole punching{v6}")
             }
             (_, Some(_), _) => format!(
-                "each destination sees another port: you can be reached directly by peers whose \
-                 NAT lets anybody in{v6}, by others through a relay"
+                "each destination sees another port: peers with easier NATs reach you directly{v6}, \
+                 some after a search of seconds; others reach you through a relay"
             ),
         }
     }
