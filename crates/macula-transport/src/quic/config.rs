@@ -8,6 +8,7 @@ use noq::{ConnectionId, ConnectionIdGenerator, InvalidCid, MtuDiscoveryConfig, V
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::{hkdf, hmac};
 
+use super::pace;
 use crate::anonymous::AnonymousConfig;
 use crate::endpoint::EndpointConfig;
 use crate::key::SecretKey;
@@ -230,6 +231,7 @@ fn transport(settings: &EndpointConfig, bis: u32) -> noq::TransportConfig {
     let mut config = noq::TransportConfig::default();
     config
         .ack_frequency_config(Some(acks))
+        .congestion_controller_factory(Arc::new(pace::Factory::default()))
         .max_concurrent_bidi_streams(VarInt::from_u32(bis))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
@@ -361,8 +363,10 @@ mod tests {
         // A path that the other side never hears of, so that the one it knows can be abandoned.
         let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let nobody: SocketAddr = nobody.local_addr().unwrap();
-        let opened = dialled.open_path(nobody, PathStatus::Available);
-        assert!(opened.path_id().is_some());
+        // It needs connection ids of the peer, which may come behind the end of the handshake.
+        while dialled.open_path(nobody, PathStatus::Available).path_id().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         dialled.path(PathId::ZERO).unwrap().close().unwrap();
         let patience = Duration::from_secs(20);
         let ended = tokio::time::timeout(patience, accepted.closed()).await.unwrap();

@@ -3,6 +3,7 @@
 pub(crate) mod anonymous;
 mod config;
 mod magic;
+mod pace;
 mod paths;
 #[cfg(feature = "portmap")]
 mod portmap;
