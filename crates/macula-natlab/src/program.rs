@@ -41,6 +41,7 @@ pub(crate) struct Told {
     pub(crate) id: String,
     pub(crate) path: String,
     pub(crate) ms: f64,
+    pub(crate) rtt_ms: Option<f64>,
     pub(crate) sent: u64,
     pub(crate) received: u64,
     pub(crate) lost: u64,

@@ -19,7 +19,7 @@ pub enum Scenario {
     Reboot,
     /// The initiator moves to the LAN of another router, with another address.
     Roam,
-    /// The initiator's cable is out for 3 s.
+    /// The initiator's cable is out for 5 s.
     LinkDown,
     /// Both routers forget UDP flows after 5 s, and the pair says little.
     Idle,
@@ -64,11 +64,13 @@ const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// It talks directly for so long before the trouble.
 const SETTLE: Duration = Duration::from_secs(2);
 /// The cable is out for so long.
-const OUT: Duration = Duration::from_secs(3);
+const OUT: Duration = Duration::from_secs(5);
 /// How long the initiator has for its last words.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Beats while a mapping must not die of silence.
-const IDLE_INTERVAL: Duration = Duration::from_secs(8);
+const IDLE_INTERVAL: Duration = Duration::from_secs(30);
+/// From then on to the pair's end, so that two of these beats are heard.
+const IDLE_AFTER: Duration = Duration::from_secs(65);
 const LOSS: f64 = 0.1;
 
 /// What became of the pair.
@@ -78,6 +80,8 @@ pub struct Report {
     pub scenario: &'static str,
     /// Longest time between two answers from the trouble on, ms, as the laboratory heard them.
     pub longest_silence_ms: f64,
+    /// Longest time from a beat to its answer from the trouble on, ms, by the program's word.
+    pub slowest_answer_ms: Option<f64>,
     /// From the trouble until the path was direct again after it had not been, ms.
     pub direct_again_ms: Option<f64>,
     /// Where the pair talks at the end, by its own word.
@@ -103,10 +107,13 @@ pub fn run(
     measure_delays(lab, Duration::ZERO)?;
     let home = tempfile::tempdir().map_err(|error| LabError::new("a directory", error))?;
     let gateway = Gateway::start(lab, subject, home.path(), stop)?;
-    let interval = if scenario == Scenario::Idle { IDLE_INTERVAL } else { interval };
+    let (interval, after) = match scenario {
+        Scenario::Idle => (IDLE_INTERVAL, IDLE_AFTER),
+        _ => (interval, AFTER),
+    };
     let seats = Seats { initiator: (own, 0), responder: (peer, 0) };
     let stage = Stage { lab, subject, gateway: gateway.id(), home: home.path(), stop };
-    let time = DIRECT_TIMEOUT + SETTLE + AFTER;
+    let time = DIRECT_TIMEOUT + SETTLE + after;
     let mut running = stage.start("pair", seats, time, interval, &[])?;
     loop {
         let told = running.initiator.expect("path", DIRECT_TIMEOUT, stop)?;
@@ -118,7 +125,7 @@ pub fn run(
     listen(&mut ear, &mut running.initiator, SETTLE, stop)?;
     let trouble = Instant::now();
     ear.last = Some(ear.last.unwrap_or(trouble));
-    ear.longest = Duration::ZERO;
+    (ear.longest, ear.slowest) = (Duration::ZERO, None);
     match scenario {
         Scenario::Reboot => lab.sites[own].reboot()?,
         Scenario::Roam => lab.roam(own, other.unwrap_or(own))?,
@@ -130,7 +137,7 @@ pub fn run(
         Scenario::Idle => {}
         Scenario::Loss => lab.set_loss(own, LOSS)?,
     }
-    listen(&mut ear, &mut running.initiator, AFTER, stop)?;
+    listen(&mut ear, &mut running.initiator, after, stop)?;
     ear.silence_until(Instant::now());
     running.initiator.ask_to_end();
     // Its last answers, and its counts; one that has nothing more to say just ends.
@@ -141,6 +148,7 @@ pub fn run(
     Ok(Report {
         scenario: scenario.name(),
         longest_silence_ms: ear.longest.as_secs_f64() * 1e3,
+        slowest_answer_ms: ear.slowest,
         direct_again_ms: ear
             .direct_again
             .and_then(|when| when.checked_duration_since(trouble))
@@ -155,6 +163,7 @@ pub fn run(
 struct Ear {
     last: Option<Instant>,
     longest: Duration,
+    slowest: Option<f64>,
     direct_again: Option<Instant>,
     path: String,
     counts: Option<Counts>,
@@ -170,7 +179,13 @@ impl Ear {
             self.path.clone_from(&told.path);
         }
         match told.event.as_str() {
-            "beat" => self.silence_until(now),
+            "beat" => {
+                self.silence_until(now);
+                // A beat that the trouble swallowed has no time of its own.
+                if self.slowest.is_none_or(|slowest| told.rtt_ms.is_some_and(|it| it > slowest)) {
+                    self.slowest = told.rtt_ms;
+                }
+            }
             "done" => self.counts = Some(told.into()),
             _ => {}
         }

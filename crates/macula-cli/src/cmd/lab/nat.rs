@@ -97,7 +97,7 @@ pub(crate) enum ScenarioArg {
     Reboot,
     /// One side moves to another LAN
     Roam,
-    /// One side's cable is out for 3 s
+    /// One side's cable is out for 5 s
     Linkdown,
     /// NATs that forget UDP after 5 s, and a pair that says little
     Idle,
@@ -278,7 +278,8 @@ fn run_scenario(
     stop: &Stop,
 ) -> Result<(), Failure> {
     let bar = out::progress(None, "{spinner} {msg}");
-    bar.set_message(format!("{scenario}: about 30 s"));
+    let about = if scenario == Scenario::Idle { 80 } else { 30 };
+    bar.set_message(format!("{scenario}: about {about} s"));
     bar.enable_steady_tick(Duration::from_millis(200));
     let report = scenario::run(lab, &subject()?, scenario, args.interval, stop)?;
     bar.finish_and_clear();
@@ -287,6 +288,9 @@ fn run_scenario(
     }
     let again = report.direct_again_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0} ms"));
     out::line(format_args!("{:<28} {:.0} ms", "longest silence", report.longest_silence_ms))?;
+    if let Some(ms) = report.slowest_answer_ms {
+        out::line(format_args!("{:<28} {ms:.0} ms", "slowest answer"))?;
+    }
     out::line(format_args!("{:<28} {again}", "direct again after"))?;
     out::line(format_args!("{:<28} {}", "path at the end", report.path_at_end))?;
     if let Some(counts) = report.counts {

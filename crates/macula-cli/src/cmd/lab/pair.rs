@@ -4,7 +4,7 @@
 //! back. What happens to the link and to the beats is told one line per event.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -116,7 +116,8 @@ struct Tally {
     duplicated: u64,
     reordered: u64,
     highest: Option<u64>,
-    out: BTreeSet<u64>,
+    /// Those without an answer, and when they were sent.
+    out: BTreeMap<u64, Instant>,
     lost: usize,
     last: Option<Instant>,
     longest_silence: Duration,
@@ -126,21 +127,23 @@ impl Tally {
     fn send(&mut self) -> u64 {
         let number = self.sent;
         self.sent += 1;
-        self.out.insert(number);
+        self.out.insert(number, Instant::now());
         number
     }
 
-    fn receive(&mut self, number: u64) {
+    /// Returns how long the answer took.
+    fn receive(&mut self, number: u64) -> Option<Duration> {
         self.sound();
-        if !self.out.remove(&number) {
+        let Some(sent) = self.out.remove(&number) else {
             self.duplicated += 1;
-            return;
-        }
+            return None;
+        };
         self.received += 1;
         if self.highest.is_some_and(|highest| number < highest) {
             self.reordered += 1;
         }
         self.highest = self.highest.max(Some(number));
+        Some(sent.elapsed())
     }
 
     /// The call has ended: what is out does not come any more.
@@ -234,11 +237,13 @@ async fn initiate(
                 answer = answers.next() => {
                     let Some(answer) = answer else { break };
                     if let Some(number) = number_of(&answer) {
-                        tally.receive(number);
+                        let took = tally.receive(number);
                         drained_at = drained_at.map(|_| drain_end());
                         if !args.quiet {
                             let path = path_of(&peer).as_str();
-                            out.tell("beat", json!({"n": number, "ms": ms(), "path": path}))?;
+                            let rtt = took.map(|took| took.as_millis() as u64);
+                            let beat = json!({"n": number, "ms": ms(), "path": path, "rtt_ms": rtt});
+                            out.tell("beat", beat)?;
                         }
                     }
                 }
