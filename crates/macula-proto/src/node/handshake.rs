@@ -30,6 +30,9 @@ const PROBE_MISSES_MAX: u8 = 2;
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 /// Silence after which a link on which a call waits is given up.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(3);
+/// The same of a link between leaves: where a router is gone another may do, but a cable that was out for
+/// a few seconds is back soon, and with the link the calls on it would end.
+const WATCH_PEER_TIMEOUT: Duration = Duration::from_secs(8);
 /// Offers in one frame, bytes; the rest of a hello is small.
 const OFFERS_BYTES_MAX: usize = limits::CONTROL_FRAME_BYTES_MAX - 2 * limits::FRAME_HEAD_BYTES_MAX;
 /// What an offer takes beside its grant, bytes; at least as much as it does.
@@ -781,7 +784,9 @@ impl Node {
             return;
         }
         let quiet = now - link.heard;
-        if quiet >= WATCH_TIMEOUT && link.probe_sent.is_some() {
+        let is_peer = link.peer_link.is_some();
+        let timeout = if is_peer { WATCH_PEER_TIMEOUT } else { WATCH_TIMEOUT };
+        if quiet >= timeout && link.probe_sent.is_some() {
             let reason = "is silent while calls wait for it";
             return self.close_link(now, link_id, CloseCode::Unresponsive, reason);
         }

@@ -11,7 +11,7 @@ use macula_proto::wire::{self, Channel};
 use macula_proto::{EndpointId, RealmId};
 
 use crate::grants::{self, ALL, NOON, grant};
-use crate::world::{Who, World, raw};
+use crate::world::{CallSpec, Who, World, raw};
 
 /// A router and two leaves.
 fn hub() -> (World, Who, Who, Who) {
@@ -117,6 +117,28 @@ fn a_call_that_may_run_twice_moves_to_the_router_when_the_peer_link_breaks() {
     world.cut(alice, bob);
     world.settle();
     assert_eq!(world.result(alice, call), Some(Ok("hello".to_owned())));
+}
+
+#[test]
+fn a_peer_link_outlives_silence_of_seconds_while_a_call_waits() {
+    let (mut world, _, alice, bob) = hub();
+    world.serve_echo(bob, "echo");
+    world.connect_peers(alice, bob);
+    world.settle();
+    let to_bob = target(&world, bob);
+    world.slow(alice, bob, Duration::from_secs(3));
+    let patient = |spec: &mut CallSpec| {
+        (spec.target, spec.deadline) = (to_bob, Duration::from_secs(60));
+    };
+    let call = world.call_with(alice, "echo", "late", patient);
+    world.run_for(Duration::from_millis(6_100));
+    assert_eq!(world.result(alice, call), Some(Ok("late".to_owned())), "after 6 s of silence");
+    world.black_hole(alice, bob);
+    world.call_with(alice, "echo", "never", patient);
+    world.run_for(Duration::from_secs(7));
+    assert_eq!(links(&world, alice), (2, 1));
+    world.run_for(Duration::from_secs(3));
+    assert_eq!(links(&world, alice), (1, 0), "given up");
 }
 
 #[test]
