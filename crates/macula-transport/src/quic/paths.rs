@@ -593,12 +593,14 @@ fn key(id: PathId) -> PathKey {
     id.to_string().parse().unwrap_or(PathKey::MAX)
 }
 
-/// Frames that the peer must acknowledge.
+/// Frames that the peer must acknowledge. Probes after a timeout are `IMMEDIATE_ACK`s: they tell of something
+/// that was sent just before the last sign of life and is under way still.
 fn eliciting(stats: &PathStats) -> u64 {
     let frames = &stats.frame_tx;
     frames.stream
         + frames.datagram
         + frames.ping
+        + frames.immediate_ack
         + frames.crypto
         + frames.max_data
         + frames.max_stream_data
