@@ -80,7 +80,9 @@ fn what_is_not_confirmed_in_time_is_counted() {
     stdin.write_all(b"two\nthree\n").unwrap();
     drop(stdin);
     let done = publisher.finish().expect_code(5);
-    assert!(done.stderr.contains("2 of 3 messages are not confirmed"), "{}", done.stderr);
+    // The gateway may have been killed before it told of the first, too.
+    let said = |count: u8| format!("{count} of 3 messages are not confirmed");
+    assert!([2, 3].iter().any(|it| done.stderr.contains(&said(*it))), "{}", done.stderr);
 }
 
 #[test]

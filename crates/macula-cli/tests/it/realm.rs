@@ -112,8 +112,8 @@ fn an_issuer_lets_endpoints_in() {
     let said = desk.show("grant");
     assert_eq!(said["endpoint"], desk.key_id().as_str());
     assert_eq!((&said["contact"], &said["valid_now"]), (&"ops".into(), &true.into()));
-    let all = ["publish:**", "subscribe:**", "call:**", "serve:**", "store:**"];
-    assert_eq!(layers(&said)[0].0, serde_json::json!(all), "all but relay");
+    let all = ["publish:**", "subscribe:**", "call:**", "serve:**", "store:**", "relay:**"];
+    assert_eq!(layers(&said)[0].0, serde_json::json!(all));
     assert_eq!(layers(&said)[1].0, Value::Null, "as before");
 
     // by id, to stdout, with rights
@@ -150,13 +150,6 @@ fn a_sub_issuer_gives_no_more_and_no_longer_than_it_has() {
     let done = desk.realm(&["issuer", "--issuer", "@issuer", "--out", "@same"]).expect_code(0);
     assert!(!done.stderr.contains("warning"), "{}", done.stderr);
     assert_eq!(desk.show("same")["expires"], desk.show("issuer")["expires"]);
-
-    // who has relay gives it away only when told to
-    let relay = ["issuer", "--root", "@root", "--allow", "relay:**", "--out", "@relay"];
-    desk.realm(&relay).expect_code(0);
-    desk.realm(&["grant", "--issuer", "@relay", "--for", "@key", "--out", "@no"]).expect_code(0);
-    let allowed = layers(&desk.show("no"))[1].0.clone();
-    assert!(!allowed.to_string().contains("relay"), "{allowed}");
 }
 
 #[test]

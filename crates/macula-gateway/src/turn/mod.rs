@@ -271,8 +271,8 @@ impl Extension for Desk {
             "stun_port": port,
             "stun_other_port": other_port,
         });
-        // Strangers may ask where they are; to be relayed they must be admitted to some realm.
-        if let (true, Some(endpoint)) = (asker.is_member, asker.endpoint) {
+        // Strangers may ask where they are; to be relayed to whomever they like they must be allowed to.
+        if let (true, Some(endpoint)) = (asker.may_relay, asker.endpoint) {
             let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             let credentials = self.issuer.issue(&endpoint.to_string(), unix);
             let mut servers = vec![json!({"scheme": "turn", "transport": "udp", "port": port})];

@@ -15,8 +15,8 @@ use crate::limits;
 pub struct Asker {
     /// The endpoint; `None` for the local application.
     pub endpoint: Option<EndpointId>,
-    /// Whether it is admitted to a realm here.
-    pub is_member: bool,
+    /// Whether it is in a realm here in which it may have packets carried to everybody.
+    pub may_relay: bool,
 }
 
 /// Built-in procedures and counters of the program around a node, beside those of every node.
@@ -53,12 +53,12 @@ impl Node {
 
     fn asker(&self, link: Option<LinkId>) -> Asker {
         match link {
-            None => Asker { endpoint: None, is_member: true },
+            None => Asker { endpoint: None, may_relay: true },
             Some(link) => {
                 let link = self.links.get(&link);
                 Asker {
                     endpoint: link.map(|link| link.peer),
-                    is_member: link.is_some_and(|link| !link.realms.is_empty()),
+                    may_relay: link.is_some_and(|link| self.may_relay_to_all(link)),
                 }
             }
         }

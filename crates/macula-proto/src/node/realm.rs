@@ -12,7 +12,7 @@ use super::calls::Callee;
 use super::direct::Inflow;
 use super::session::{Session, SessionId};
 use crate::SeededMap;
-use crate::auth::{Denial, Permit, Request, Revocations, UnixTime, Verb, decide};
+use crate::auth::{Denial, Permit, Request, Revocations, Rule, UnixTime, Verb, decide};
 use crate::id::{EndpointId, LinkId, RealmId, SubscriptionId};
 use crate::pubsub::retained::Retained;
 use crate::pubsub::ring::Ring;
@@ -264,6 +264,22 @@ impl Realm {
         };
         let now = now.ok_or(Denial::CannotCheck(NO_CLOCK))?;
         decide(permit, &self.revocations, peer, now, request)
+    }
+
+    /// Whether a member may have packets carried to whomever it likes. `now`: as for [`Realm::check`].
+    pub(super) fn may_relay_to_all(&self, session: SessionId, now: Option<UnixTime>) -> bool {
+        if !self.id.is_guarded() {
+            return true;
+        }
+        let Ok(all) = Pattern::parse("*") else { return false };
+        let denies = |rule: &Rule| rule.verb == Verb::Relay;
+        let is_denied = match self.members.get(&session) {
+            Some(Member { permit: Some(permit), .. }) => {
+                permit.layers.iter().flat_map(|layer| &layer.deny).any(denies)
+            }
+            _ => true,
+        };
+        !is_denied && self.check(session, now, Request::Cover(Verb::Relay, &all)).is_ok()
     }
 
     /// Where messages of `topic` go. `now`: as for [`Realm::check`].

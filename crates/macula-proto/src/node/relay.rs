@@ -8,6 +8,7 @@
 use bytes::Bytes;
 
 use super::bucket::{Bucket, Rate};
+use super::link::Link;
 use super::{Node, Role};
 use crate::auth::{Request, Verb};
 use crate::id::{EndpointId, LinkId};
@@ -75,6 +76,18 @@ impl Node {
         }
         self.stats.denied += u64::from(verdict == Err(Unreachable::Denied));
         verdict
+    }
+}
+
+impl Node {
+    /// Whether the peer of a link may have packets carried to everybody, in some realm.
+    pub(super) fn may_relay_to_all(&self, link: &Link) -> bool {
+        let unix = self.unix();
+        let mut realms = link.realms.iter().filter_map(|tag| self.realms.get(tag));
+        realms.any(|realm| match link.session {
+            Some(session) => realm.may_relay_to_all(session, unix),
+            None => !realm.id.is_guarded(),
+        })
     }
 }
 

@@ -100,11 +100,20 @@ pub const ALL: [&str; 5] =
 
 /// A router that guards a realm.
 pub fn world() -> (World, Who) {
-    let mut world = World::new().tuned(|config| config.verifier = Some(Arc::new(PlainText)));
+    world_with(verified)
+}
+
+/// As [`world`] of nodes that are tuned; [`verified`] should be part of it.
+pub fn world_with(tune: fn(&mut Config)) -> (World, Who) {
+    let mut world = World::new().tuned(tune);
     world.realm = guarded();
     let router = world.router();
     world.input(router, Input::WallClock { unix: NOON });
     (world, router)
+}
+
+pub fn verified(config: &mut Config) {
+    config.verifier = Some(Arc::new(PlainText));
 }
 
 pub fn leaf(world: &mut World, router: Who, grant: impl FnOnce(Who) -> Bytes) -> Who {

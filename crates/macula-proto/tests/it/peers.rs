@@ -1,10 +1,11 @@
 //! Links between leaves, and the packets that a router carries between them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use macula_proto::id::LinkId;
-use macula_proto::node::{Event, Input, Role};
+use macula_proto::node::{Asker, Event, Extension, Input, Role};
 use macula_proto::wire::message::{ErrorClass, Message, Publish};
 use macula_proto::wire::relay::{Datagram, Part, Unreachable};
 use macula_proto::wire::{self, Channel};
@@ -424,4 +425,41 @@ fn a_peer_without_a_grant_is_turned_away() {
     world.settle();
     assert!(!is_peer_ready(&world, thief) && !is_peer_ready(&world, alice));
     assert_eq!(links(&world, alice), (1, 0));
+}
+
+#[derive(Debug)]
+struct MayRelay;
+
+impl Extension for MayRelay {
+    fn answer(&self, _procedure: &str, asker: Asker) -> Option<Bytes> {
+        Some(asker.may_relay.to_string().into())
+    }
+
+    fn counters(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn extensions_hear_who_may_relay_to_everybody() {
+    let cases: [(&[&str], &str); 5] = [
+        (&ALL, "false"),
+        (&["allow relay *"], "true"),
+        (&["allow relay **"], "true"),
+        (&["allow relay someone"], "false"),
+        (&["allow relay **", "deny relay someone"], "false"),
+    ];
+    for (rules, expected) in cases {
+        let (mut world, router) = grants::world_with(|config| {
+            grants::verified(config);
+            config.extension = Some(Arc::new(MayRelay));
+        });
+        let alice = grants::leaf(&mut world, router, |who| grant(who, 3_600, rules));
+        let router = target(&world, router);
+        let call = world.call_with(alice, "macula.may", "", |spec| {
+            (spec.target, spec.endpoint_scope) = (router, true);
+        });
+        world.settle();
+        assert_eq!(world.result(alice, call), Some(Ok(expected.to_owned())), "{rules:?}");
+    }
 }

@@ -40,7 +40,7 @@ pub(crate) struct NewArgs {
 #[derive(Debug, Args)]
 pub(crate) struct RightsArgs {
     /// Allow this; may be repeated. VERB is publish, subscribe, call, serve, store or relay.
-    /// Without it: whatever the signer may, for members and with a root key all but relay
+    /// Without it: whatever the signer may, with a root key all
     #[arg(short, long, value_name = "VERB:PATTERN", value_parser = rule)]
     pub(crate) allow: Vec<Rule>,
     /// Never allow this, whatever else is allowed; may be repeated

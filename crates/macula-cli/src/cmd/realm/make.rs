@@ -18,8 +18,6 @@ use crate::{connect, out};
 const ISSUER_VALID: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How long a grant is good for unless told otherwise.
 const GRANT_VALID: Duration = Duration::from_secs(24 * 60 * 60);
-/// What is allowed unless told otherwise: all but carrying others' traffic.
-const ALLOWED: [Verb; 5] = [Verb::Publish, Verb::Subscribe, Verb::Call, Verb::Serve, Verb::Store];
 
 /// Founds a realm.
 pub(super) fn new(args: NewArgs) -> Result<(), Failure> {
@@ -85,8 +83,8 @@ pub(super) fn grant(args: GrantArgs) -> Result<(), Failure> {
         let signer = Signer::load(&SignerArgs { root: args.root, issuer: args.issuer })?;
         let endpoint = endpoint(args.whom.as_deref().unwrap_or_default())?;
         terms.expires = Some(signer.expiry(args.valid.unwrap_or(GRANT_VALID))?);
-        if terms.allow.is_none() && signer.may_relay() {
-            terms.allow = Some(all_allowed());
+        if matches!(signer, Signer::Root(_)) {
+            terms.allow.get_or_insert_with(all_allowed);
         }
         signer.grant(endpoint, &terms)?
     };
@@ -157,11 +155,6 @@ impl Signer {
             Self::Root(_) => &[],
             Self::Issuer(issuer) => issuer.blocks(),
         }
-    }
-
-    fn may_relay(&self) -> bool {
-        let allows = |allow: &Vec<Rule>| allow.iter().any(|rule| rule.verb == Verb::Relay);
-        self.blocks().iter().all(|block| block.terms.allow.as_ref().is_none_or(allows))
     }
 
     /// When a grant expires that is made now and good for so long.
@@ -244,7 +237,7 @@ fn terms(rights: RightsArgs) -> Terms {
 }
 
 fn all_allowed() -> Vec<Rule> {
-    ALLOWED.into_iter().map(everything).collect()
+    Verb::ALL.into_iter().map(everything).collect()
 }
 
 fn everything(verb: Verb) -> Rule {
