@@ -52,7 +52,7 @@ pub(crate) use tunnel::{Outlet, Tunnel};
 pub use turn::{TurnServer, TurnStatus, TurnUse};
 
 /// Addresses of interfaces are looked up so often while they matter.
-const INTERFACES_INTERVAL: Duration = Duration::from_secs(3);
+const INTERFACES_INTERVAL: Duration = Duration::from_millis(500);
 /// Close code of a peer that is not who it says; the protocol's `Denied`.
 const CODE_DENIED: u16 = 8;
 
@@ -600,8 +600,10 @@ fn follow_gateway(
     }
 }
 
-/// Keeps host candidates up to date as long as there are links to peers.
+/// Keeps host candidates up to date as long as there are links to peers, and probes the gateway when the
+/// network is back.
 async fn watch_interfaces(peers: Arc<Peers>) {
+    let mut known: Option<Vec<SocketAddr>> = None;
     loop {
         let interfaces = tokio::task::spawn_blocking(if_addrs::get_if_addrs).await;
         match interfaces {
@@ -612,6 +614,10 @@ async fn watch_interfaces(peers: Arc<Peers>) {
                 // Public ones first, as only so many are offered.
                 addrs.sort_by_key(|addr| (macula_nat::path::is_private(*addr), *addr));
                 peers.set_candidates(Kind::Host, &addrs, false);
+                if known.is_some_and(|known| addrs.iter().any(|addr| !known.contains(addr))) {
+                    peers.magic.probe_gateway();
+                }
+                known = Some(addrs);
             }
             Ok(Err(error)) => tracing::debug!(%error, "interfaces are not known"),
             Err(_ended) => return,

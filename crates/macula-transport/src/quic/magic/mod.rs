@@ -27,7 +27,7 @@ use macula_proto::id::EndpointId;
 use macula_proto::limits;
 use macula_proto::wire::relay::{Datagram, HEAD_BYTES, PART_HEAD_BYTES, Part, Unreachable};
 use noq::udp::{RecvMeta, Transmit};
-use noq::{AsyncUdpSocket, UdpSender, WeakConnectionHandle};
+use noq::{AsyncUdpSocket, PathId, UdpSender, WeakConnectionHandle};
 use tokio::sync::{mpsc, oneshot};
 
 use super::canonical;
@@ -228,6 +228,16 @@ impl Magic {
     /// Whether there is a gateway to relay.
     pub(super) fn has_relay(&self) -> bool {
         lock(&self.gateway).as_ref().is_some_and(WeakConnectionHandle::is_alive)
+    }
+
+    /// Has the gateway acknowledge something at once: QUIC's own probes come ever more rarely while there is
+    /// no network.
+    pub(super) fn probe_gateway(&self) {
+        let gateway = lock(&self.gateway).as_ref().and_then(WeakConnectionHandle::upgrade);
+        if let Some(path) = gateway.and_then(|gateway| gateway.path(PathId::ZERO)) {
+            // An error means that the link has ended.
+            path.ping().ok();
+        }
     }
 
     /// Whether `connection` is the one that relays.
