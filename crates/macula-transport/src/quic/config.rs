@@ -31,10 +31,6 @@ const fn with_surplus(streams: u32) -> u32 {
 
 /// What QUIC keeps of a link's sent and unacknowledged data, bytes.
 const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
-/// Packets that the peer may leave unacknowledged for its delay of 25 ms; QUIC's default is one. An
-/// acknowledgement is a packet of its own and costs both sides as much as a small message. More
-/// than this would not fit the first congestion window, so that it had to wait for the delay.
-const UNACKED_PACKETS_MAX: u32 = 8;
 /// Paths of one link between peers, relayed and direct ones side by side.
 const PATHS_MAX: u32 = 8;
 /// Addresses that a peer may offer for direct paths: as many as there are candidates of all kinds.
@@ -206,13 +202,8 @@ const SIGNALS_BYTES_MAX: usize = 4 * 1024;
 
 /// A link between peers has several paths, all of which are kept alive from both ends. Others have
 /// one, and save the memory.
-///
-/// A peer may abandon the last path of ours. Until one is there again QUIC has none to take the
-/// frequency of acknowledgements from, and noq 1.4 panics if it is to ask for one
-/// (<https://github.com/n0-computer/noq/issues/807>), so here it is not.
 fn with_paths(transport: &mut noq::TransportConfig, settings: &EndpointConfig) {
     transport
-        .ack_frequency_config(None)
         .datagram_receive_buffer_size(Some(SIGNALS_BYTES_MAX))
         .datagram_send_buffer_size(SIGNALS_BYTES_MAX)
         .max_concurrent_multipath_paths(PATHS_MAX)
@@ -223,14 +214,16 @@ fn with_paths(transport: &mut noq::TransportConfig, settings: &EndpointConfig) {
 
 /// What both sides have in common; `bis` is how many bidirectional streams the peer may open
 /// before [`admit`].
+///
+/// The frequency of acknowledgements stays as it is: to ask a peer for another, noq 1.4 writes a frame without
+/// looking whether it fits, and panics with the connection's lock held when it does not, which a burst of small
+/// packets is enough for. It also panics when a peer has abandoned the last path then
+/// (<https://github.com/n0-computer/noq/issues/807>).
 fn transport(settings: &EndpointConfig, bis: u32) -> noq::TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(settings.mtu_max);
-    let mut acks = noq::AckFrequencyConfig::default();
-    acks.ack_eliciting_threshold(VarInt::from_u32(UNACKED_PACKETS_MAX));
     let mut config = noq::TransportConfig::default();
     config
-        .ack_frequency_config(Some(acks))
         .congestion_controller_factory(Arc::new(pace::Factory::default()))
         .max_concurrent_bidi_streams(VarInt::from_u32(bis))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
