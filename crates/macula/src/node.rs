@@ -271,7 +271,7 @@ impl Node {
     }
 
     /// Credentials of the gateway's TURN server, for this and any other TURN client (WebRTC's, for
-    /// example); `None` if it has no such server.
+    /// example); `None` if it has no such server, or not for this member (docs/protocol §6.7).
     ///
     /// # Errors
     /// As for any call; [`CallError::Deadline`] after 5 s.

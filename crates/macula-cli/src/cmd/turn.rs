@@ -1,5 +1,6 @@
 //! `macula turn-credentials`.
 
+use macula::CallError;
 use serde_json::json;
 
 use crate::args::TurnCredentialsArgs;
@@ -12,14 +13,24 @@ pub(crate) async fn run(args: TurnCredentialsArgs) -> Result<(), Failure> {
     let gateway = &args.gateway.gateway;
     let (node, watch) =
         connect::node(gateway, &args.gateway.connect, args.realm.membership()).await?;
-    let answer = node.turn_credentials().await;
+    let answer = node.nat_services().await;
     connect::close(node, watch).await;
-    let answer = answer.map_err(|e| Failure::from(e).context("ask for TURN credentials"))?;
-    let Some(turn) = answer else {
+    let services = match answer {
+        Ok(services) => services,
+        Err(CallError::NoProvider) => {
+            return Err(Failure::new(
+                Exit::Failure,
+                format!("gateway {} has no TURN server", gateway.host_port()),
+                "its operator can turn it on: [turn] in its configuration",
+            ));
+        }
+        Err(error) => return Err(Failure::from(error).context("ask for TURN credentials")),
+    };
+    let Some(turn) = services.turn else {
         return Err(Failure::new(
-            Exit::Failure,
-            format!("gateway {} has no TURN server", gateway.host_port()),
-            "its operator can turn it on: [turn] in its configuration",
+            Exit::Denied,
+            format!("gateway {} gives this member no TURN credentials", gateway.host_port()),
+            "in a guarded realm that takes a grant that allows relay:* and denies no relay",
         ));
     };
     if args.json {

@@ -89,6 +89,24 @@ fn members_talk_and_others_learn_what_is_missing_and_who_can_give_it() {
 }
 
 #[test]
+fn members_are_relayed_as_their_grants_say() {
+    let realm = Realm::new();
+    realm.member("alice", &[]);
+    realm.member("bob", &["--allow", "call:**"]);
+    realm.member("carol", &[]);
+    let serve = realm.start("carol", "serve", &["echo", "--echo"]);
+    let id = run(realm.files.path(), &["keygen", "--show", &realm.path("carol")]);
+    let id = id.expect_code(0).text().trim().to_owned();
+    let ping = [id.as_str(), "--until-direct", "--count", "20"];
+    realm.run("alice", "ping", &ping).expect_code(0);
+    let text = realm.run("alice", "turn-credentials", &[]).expect_code(0).text();
+    assert!(text.contains("username"), "{text}");
+    let done = realm.run("bob", "turn-credentials", &[]).expect_code(4);
+    assert!(done.stderr.contains("gives this member no TURN credentials"), "{}", done.stderr);
+    drop(serve);
+}
+
+#[test]
 fn a_grant_that_ends_or_is_revoked_ends_the_command_with_code_4() {
     let realm = Realm::new();
     realm.member("brief", &["--valid", "4s"]);
