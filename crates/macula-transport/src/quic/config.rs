@@ -216,8 +216,8 @@ fn with_paths(transport: &mut noq::TransportConfig, settings: &EndpointConfig) {
 /// before [`admit`].
 ///
 /// The frequency of acknowledgements stays as it is: to ask a peer for another, noq 1.4 writes a frame without
-/// looking whether it fits, and panics with the connection's lock held when it does not, which a burst of small
-/// packets is enough for. It also panics when a peer has abandoned the last path then
+/// looking whether it fits, and panics with the connection's lock held when it does not: tests of calls met it on
+/// a busy machine. It also panics when a peer has abandoned the last path then
 /// (<https://github.com/n0-computer/noq/issues/807>).
 fn transport(settings: &EndpointConfig, bis: u32) -> noq::TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
