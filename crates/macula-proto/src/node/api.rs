@@ -129,10 +129,13 @@ pub struct Config {
     pub peer_link_idle: Duration,
     /// Whether publishes pass over links to other leaves, at a leaf. Default: they do.
     pub peer_publishes: bool,
-    /// What a router relays for one peer a second, bytes; what comes faster is dropped. 0: no
+    /// Whether a leaf carries packets between other members of its realms, to each of which it has a
+    /// direct link. Default: it does not.
+    pub carries: bool,
+    /// What is relayed for one peer a second, bytes; what comes faster is dropped. 0: no
     /// limit. Default 8 MiB.
     pub relay_bytes_per_second_per_peer: u64,
-    /// What a router relays for all a second, bytes; as above. Default 128 MiB.
+    /// What is relayed for all a second, bytes; as above. Default 128 MiB.
     pub relay_bytes_per_second: u64,
     /// Checks the signatures of grants; without one nobody is admitted to a guarded realm.
     pub verifier: Option<Arc<dyn Verifier>>,
@@ -181,6 +184,7 @@ impl Config {
             peer_links_max: 256,
             peer_link_idle: Duration::from_secs(300),
             peer_publishes: true,
+            carries: false,
             relay_bytes_per_second_per_peer: 8 << 20,
             relay_bytes_per_second: 128 << 20,
             verifier: None,
@@ -215,7 +219,19 @@ pub enum Input {
         /// Where the peer's packets come from.
         remote: SocketAddr,
     },
-    /// A datagram came, at a router: a packet to relay. Answered by what
+    /// The path of a link between two leaves is direct now, or is not any more. It is not at first.
+    PeerPath {
+        /// Link.
+        link: LinkId,
+        /// Whether it is.
+        direct: bool,
+    },
+    /// Packets of other links go over a link between two leaves, or may have to: that is no idle one.
+    LinkUsed {
+        /// Link.
+        link: LinkId,
+    },
+    /// A datagram came, at a router or a leaf that [carries](Config::carries): a packet to relay. Answered by what
     /// [`Node::poll_datagram`](super::Node::poll_datagram) gives.
     Datagram {
         /// Link.

@@ -1,5 +1,5 @@
 //! The procedures that every node answers without the application: `macula.ping`, `macula.info`,
-//! `macula.stats`, `macula.links` (docs/protocol §6.6).
+//! `macula.stats`, `macula.links`, `macula.carriers` (docs/protocol §6.6).
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -47,8 +47,19 @@ impl Node {
             "macula.info" => Some(self.info().into()),
             "macula.stats" => Some(self.stats_json(asker, realm).into()),
             "macula.links" => Some(self.links_json(asker)?.into()),
+            "macula.carriers" if self.config.role == Role::Router => {
+                Some(self.carriers_json(asker?, body).into())
+            }
             _ => self.config.extension.as_ref()?.answer(procedure, self.asker(asker)),
         }
+    }
+
+    /// Who would carry packets between who asks and the endpoint whose id as text is the body.
+    fn carriers_json(&self, asker: LinkId, body: &Bytes) -> String {
+        let id = std::str::from_utf8(body).ok().and_then(|text| text.parse().ok());
+        let carriers = id.map(|id| self.carriers(asker, id)).unwrap_or_default();
+        let carriers: Vec<String> = carriers.iter().map(|id| format!("\"{id}\"")).collect();
+        format!(r#"{{"carriers":[{}]}}"#, carriers.join(","))
     }
 
     fn asker(&self, link: Option<LinkId>) -> Asker {

@@ -19,7 +19,8 @@ use crate::pubsub::Topic;
 use crate::pubsub::seen::{Seen, StreamKey};
 use crate::time::Time;
 use crate::wire::message::{
-    CAPABILITY_PEER_PUBLISH, CloseCode, Message, Prune, Publish, SlowPolicy, Subscribe,
+    CAPABILITY_CARRY, CAPABILITY_PEER_PUBLISH, CloseCode, Message, Prune, Publish, SlowPolicy,
+    Subscribe,
 };
 use crate::wire::{self, Channel};
 
@@ -236,8 +237,10 @@ impl Node {
 impl Node {
     /// What this side says of itself to a peer or router.
     pub(super) fn capabilities(&self) -> u64 {
-        let takes_part = self.config.role == Role::Leaf && self.config.peer_publishes;
-        if takes_part { CAPABILITY_PEER_PUBLISH } else { 0 }
+        let is_leaf = self.config.role == Role::Leaf;
+        let publishes = if self.config.peer_publishes { CAPABILITY_PEER_PUBLISH } else { 0 };
+        let carries = if self.config.carries { CAPABILITY_CARRY } else { 0 };
+        if is_leaf { publishes | carries } else { 0 }
     }
 
     /// A peer let us into a realm: it hears what we subscribe to there.

@@ -143,6 +143,9 @@ impl Node {
         self.timers.clear(Timer::Handshake(link_id));
         self.timers.set(Timer::Probe(link_id), now + self.config.probe_interval);
         if self.config.role == Role::Router {
+            if link.carries() {
+                self.carrier_links.insert(link_id);
+            }
             self.attach_session(now, link_id, peer, hello.instance);
             let answers = self.answer_offers(now, link_id, hello.realms.clone());
             self.leave_unshown(now, link_id);
@@ -608,6 +611,7 @@ impl Node {
         self.detach_link(now, link_id);
         self.remove_providers(link_id);
         let Some(link) = self.links.remove(&link_id) else { return };
+        self.carrier_links.remove(&link_id);
         for timer in [
             Timer::Handshake(link_id),
             Timer::Probe(link_id),

@@ -254,6 +254,8 @@ pub(super) struct PeerLink {
     pub(super) is_retiring: bool,
     /// When something but control went over it last.
     pub(super) used: Option<Time>,
+    /// Its path is direct now.
+    pub(super) is_direct: bool,
 }
 
 /// One link.

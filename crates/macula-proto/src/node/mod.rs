@@ -1,7 +1,7 @@
 //! The node: joins links, pub/sub and RPC into the one public state machine.
 //!
 //! [`Node`] is the entry type; `api` holds what goes in and comes out. Inside: `link` (queues and
-//! credits of one link), `peer` (links between leaves), `direct` (publishes over them), `relay` (packets between them), `handshake` (hello, goodbye, probes, sessions), `realm` (the tables of one
+//! credits of one link), `peer` (links between leaves), `direct` (publishes over them), `relay` (packets between other nodes), `handshake` (hello, goodbye, probes, sessions), `realm` (the tables of one
 //! tenant), `guard` (grants and what they allow), `publish` and `subscribe` (messages out and in), `calls` (RPC), `quota` (what one may
 //! take), `builtin` (procedures
 //! that every node answers), `timers`.
@@ -92,6 +92,8 @@ pub struct Node {
     next_prune: u64,
     /// Those of which the router must hear how far they came.
     inflows_dirty: BTreeSet<(RealmTag, StreamKey)>,
+    /// At a router, links of leaves that carry packets for others.
+    carrier_links: BTreeSet<LinkId>,
     /// Datagrams to send.
     datagrams: VecDeque<(LinkId, Datagram)>,
     relayed: bucket::Bucket,
@@ -146,6 +148,7 @@ impl Node {
             prunes: BTreeMap::new(),
             next_prune: 1,
             inflows_dirty: BTreeSet::new(),
+            carrier_links: BTreeSet::new(),
             datagrams: VecDeque::new(),
             relayed: bucket::Bucket::new(Time::START),
             waiters: BTreeMap::new(),
@@ -175,6 +178,16 @@ impl Node {
             }
             Input::PeerLinkUp { link, peer, dialled, remote } => {
                 self.on_peer_link_up(now, link, peer, dialled, remote);
+            }
+            Input::PeerPath { link, direct } => {
+                if let Some(peer_link) = self.peer_link_mut(link) {
+                    peer_link.is_direct = direct;
+                }
+            }
+            Input::LinkUsed { link } => {
+                if let Some(peer_link) = self.peer_link_mut(link) {
+                    peer_link.used = Some(now);
+                }
             }
             Input::Datagram { link, datagram } => self.on_datagram(now, link, &datagram),
             Input::DatagramsDropped { count } => self.stats.relay_dropped += count,

@@ -236,6 +236,15 @@ impl Node {
         self.events.push_back(Event::PeerLink { peer, link });
     }
 
+    pub(super) fn peer_link_mut(&mut self, link: LinkId) -> Option<&mut PeerLink> {
+        self.links.get_mut(&link)?.peer_link.as_mut()
+    }
+
+    /// Whether the peer of a link between leaves carries packets for others.
+    pub fn is_carrier(&self, link: LinkId) -> bool {
+        self.links.get(&link).is_some_and(|link| link.peer_link.is_some() && link.carries())
+    }
+
     /// The link over which a call to `peer` in a realm can go at once.
     pub(super) fn peer_link(&self, peer: EndpointId, tag: RealmTag) -> Option<LinkId> {
         let id = *self.peers.get(&peer)?;

@@ -90,6 +90,8 @@ pub struct RealmOffer {
 
 /// On a link between leaves: the sender takes part in publishes over such links.
 pub const CAPABILITY_PEER_PUBLISH: u64 = 1;
+/// The sender is a leaf that carries packets between other members of its realms (docs/protocol §9.3.1).
+pub const CAPABILITY_CARRY: u64 = 2;
 
 /// First message of each side on the control stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +100,7 @@ pub struct Hello {
     pub version_min: u16,
     /// Newest version spoken.
     pub version_max: u16,
-    /// Bit set of optional abilities: [`CAPABILITY_PEER_PUBLISH`].
+    /// Bit set of optional abilities: [`CAPABILITY_PEER_PUBLISH`], [`CAPABILITY_CARRY`].
     pub capabilities: u64,
     /// Whether the sender routes for others.
     pub is_router: bool,

@@ -32,6 +32,7 @@ pub mod message;
 pub mod offer;
 pub mod relay;
 pub mod tunnel;
+pub mod via;
 
 #[cfg(test)]
 mod tests;

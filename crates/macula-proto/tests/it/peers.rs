@@ -361,6 +361,132 @@ fn an_unknown_peer_is_not_called_over_a_link() {
     assert_eq!(failure.class, ErrorClass::NoProvider);
 }
 
+// --- carriers ------------------------------------------------------------------------------
+
+/// A router, two leaves, and a third that carries for them and has direct links to both.
+fn carried() -> (World, Who, [Who; 3]) {
+    let mut world = World::new().tuned(|config| config.carries = true);
+    let router = world.router();
+    let all = [world.leaf(router), world.leaf(router), world.leaf(router)];
+    link_carrier(&mut world, all);
+    (world, router, all)
+}
+
+fn link_carrier(world: &mut World, [alice, bob, carol]: [Who; 3]) {
+    world.connect_peers(alice, carol);
+    world.connect_peers(bob, carol);
+    world.settle();
+    for who in [alice, bob] {
+        say_direct(world, carol, who, true);
+    }
+}
+
+fn say_direct(world: &mut World, carol: Who, who: Who, direct: bool) {
+    let link = link_of_peer(world, carol, who);
+    world.input(carol, Input::PeerPath { link, direct });
+}
+
+/// The link of a leaf to another.
+fn link_of_peer(world: &World, who: Who, peer: Who) -> LinkId {
+    let id = world.sims[peer].id;
+    let links = world.node(who).status().links;
+    links.iter().find(|link| link.is_peer_link && link.peer == id).expect("a link").link
+}
+
+#[test]
+fn a_member_that_offers_it_carries_packets_between_two_others() {
+    let (mut world, _, [alice, bob, carol]) = carried();
+    let [from, to] = [alice, bob].map(|who| link_of_peer(&world, carol, who));
+    assert!(world.node(alice).is_carrier(link_of_peer(&world, alice, carol)));
+    let (alice_id, bob_id) = (world.sims[alice].id, world.sims[bob].id);
+    let sent = relayed(&mut world, carol, from, packet(bob_id, 1200));
+    let whole = Bytes::from(vec![7; 1200]);
+    let expected = Datagram::Relayed { from: alice_id, part: Part::Whole, packet: whole };
+    assert_eq!(sent, [(to, expected)]);
+    assert_eq!(world.node(carol).stats().relayed, 1);
+    // neither from nor to somebody whom it does not reach directly: packets could go in circles
+    say_direct(&mut world, carol, bob, false);
+    let sent = relayed(&mut world, carol, from, packet(bob_id, 50));
+    let reason = Unreachable::NotHere;
+    assert_eq!(sent, [(from, Datagram::Unreachable { to: bob_id, reason })]);
+    say_direct(&mut world, carol, alice, false);
+    assert_eq!(relayed(&mut world, carol, from, packet(bob_id, 50)), []);
+}
+
+#[test]
+fn who_does_not_offer_it_carries_nothing_and_a_leaf_nothing_of_its_router() {
+    let mut world = World::new();
+    let router = world.router();
+    let all = [world.leaf(router), world.leaf(router), world.leaf(router)];
+    link_carrier(&mut world, all);
+    let [alice, bob, carol] = all;
+    let from = link_of_peer(&world, carol, alice);
+    let bob_id = world.sims[bob].id;
+    assert!(!world.node(alice).is_carrier(link_of_peer(&world, alice, carol)));
+    assert_eq!(relayed(&mut world, carol, from, packet(bob_id, 50)), []);
+    let (mut world, router, [_, bob, carol]) = carried();
+    let (up, bob_id) = (link_to(&world, carol, router), world.sims[bob].id);
+    assert_eq!(relayed(&mut world, carol, up, packet(bob_id, 50)), []);
+}
+
+#[test]
+fn a_link_that_carries_is_not_idle() {
+    let (mut world, _, [alice, bob, carol]) = carried();
+    let from = link_of_peer(&world, carol, alice);
+    let bob_id = world.sims[bob].id;
+    for _ in 0..10 {
+        world.run_for(Duration::from_secs(100));
+        assert_eq!(relayed(&mut world, carol, from, packet(bob_id, 50)).len(), 1);
+        for who in [alice, bob] {
+            let link = link_of_peer(&world, who, carol);
+            world.input(who, Input::LinkUsed { link });
+        }
+    }
+    world.run_for(Duration::from_secs(400));
+    assert_eq!(links(&world, carol), (1, 0), "and ends when it is");
+}
+
+/// What the router says of carriers between `who` and an endpoint.
+fn carriers(world: &mut World, router: Who, who: Who, to: EndpointId) -> Vec<String> {
+    let router = target(world, router);
+    let call = world.call_with(who, "macula.carriers", &to.to_string(), |spec| {
+        (spec.target, spec.endpoint_scope) = (router, true);
+    });
+    world.settle();
+    let answer = world.result(who, call).expect("answered").expect("an answer");
+    let ids = answer.strip_prefix("{\"carriers\":[").and_then(|it| it.strip_suffix("]}"));
+    let ids = ids.expect("JSON").split(',').filter(|id| !id.is_empty());
+    ids.map(|id| id.trim_matches('"').to_owned()).collect()
+}
+
+#[test]
+fn a_router_names_carriers_of_a_realm_that_all_are_in_and_few_of_them() {
+    let mut world = World::new().tuned(|config| config.carries = true);
+    let router = world.router();
+    let (alice, bob) = (world.leaf(router), world.leaf(router));
+    let stranger = world.add(Role::Leaf);
+    world.join(stranger, RealmId::of_name("com.example.other"));
+    world.join(router, RealmId::of_name("com.example.other"));
+    world.connect(stranger, router);
+    world.settle();
+    let bob_id = world.sims[bob].id;
+    assert_eq!(carriers(&mut world, router, alice, bob_id), [""; 0], "only the two themselves");
+    let carol = world.leaf(router);
+    let carol_id = world.sims[carol].id;
+    assert_eq!(carriers(&mut world, router, alice, bob_id), [carol_id.to_string()]);
+    let stranger = world.sims[stranger].id;
+    assert_eq!(carriers(&mut world, router, alice, stranger), [""; 0], "in no common realm");
+    assert_eq!(carriers(&mut world, router, alice, EndpointId::from_bytes([9; 32])), [""; 0]);
+    for _ in 0..6 {
+        world.leaf(router);
+    }
+    assert_eq!(carriers(&mut world, router, alice, bob_id).len(), 4);
+    world.cut(carol, router);
+    world.settle();
+    let named = carriers(&mut world, router, alice, bob_id);
+    assert!(named.len() == 4 && !named.contains(&carol_id.to_string()));
+}
+
 // --- guarded realms ------------------------------------------------------------------------
 
 /// Two members of a guarded realm whose grants allow `rules`, with clocks and a verifier.
@@ -388,6 +514,32 @@ fn a_guarded_realm_relays_for_those_whose_grant_says_so() {
     let to = world.sims[bob].id;
     let sent = relayed(&mut world, router, from, packet(to, 50));
     assert!(matches!(sent[..], [(_, Datagram::Relayed { .. })]));
+}
+
+#[test]
+fn a_carrier_checks_grants_as_a_router_does() {
+    for (rules, is_carried) in [(&["allow relay *"][..], true), (&ALL[..], false)] {
+        let (mut world, router) = grants::world_with(|config| {
+            grants::verified(config);
+            config.carries = true;
+        });
+        let mut member = || {
+            let who = grants::leaf(&mut world, router, |who| grant(who, 3_600, rules));
+            world.input(who, Input::WallClock { unix: NOON });
+            who
+        };
+        let all = [member(), member(), member()];
+        link_carrier(&mut world, all);
+        let [alice, bob, carol] = all;
+        let (from, to) = (link_of_peer(&world, carol, alice), world.sims[bob].id);
+        let sent = relayed(&mut world, carol, from, packet(to, 50));
+        if is_carried {
+            assert!(matches!(sent[..], [(_, Datagram::Relayed { .. })]), "{sent:?}");
+        } else {
+            let reason = Unreachable::Denied;
+            assert_eq!(sent, [(from, Datagram::Unreachable { to, reason })]);
+        }
+    }
 }
 
 #[test]
