@@ -1,5 +1,6 @@
 //! The command line: every form, flag and default.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -196,6 +197,18 @@ pub(crate) struct NatArgs {
         hide_short_help = true
     )]
     pub(crate) no_port_mapping: bool,
+    /// Carry packets, which cannot be read here, between members that have no direct path to each other: at
+    /// most 1 MiB/s for one and 4 MiB/s in all. Their links then outlive the gateway
+    #[arg(
+        long,
+        env = "MACULA_CARRY",
+        value_parser = clap::builder::FalseyValueParser::new(),
+        hide_short_help = true
+    )]
+    pub(crate) carry: bool,
+    /// Address and port of the UDP socket, such as [::]:4500, which takes IPv4 too; default: a free port
+    #[arg(long, env = "MACULA_BIND", value_name = "ADDRESS:PORT", hide_short_help = true)]
+    pub(crate) bind: Option<SocketAddr>,
 }
 
 /// A value of `--turn-server`.
@@ -290,11 +303,11 @@ pub(crate) struct GatewayArgs {
     /// Address of the STUN and TURN server, UDP and TCP; port 0 takes a free one (default: the
     /// gateway's IP address, port 3478)
     #[arg(long, env = "MACULA_TURN_LISTEN", value_name = "ADDR:PORT", conflicts_with = "no_turn")]
-    pub(crate) turn_listen: Option<std::net::SocketAddr>,
+    pub(crate) turn_listen: Option<SocketAddr>,
     /// Let clients of Macula v0.7 in at this UDP address; they mostly dial port 9443. They have no
     /// authentication: open realms only, unless the configuration names a guarded one for them
     #[arg(long, env = "MACULA_V07_LISTEN", value_name = "ADDR:PORT")]
-    pub(crate) v07_listen: Option<std::net::SocketAddr>,
+    pub(crate) v07_listen: Option<SocketAddr>,
     /// Take no peers over TLS and TCP
     #[arg(long)]
     pub(crate) no_tunnel: bool,
@@ -307,7 +320,7 @@ pub(crate) struct GatewayArgs {
         value_delimiter = ',',
         conflicts_with = "no_tunnel"
     )]
-    pub(crate) tunnel_listen: Vec<std::net::SocketAddr>,
+    pub(crate) tunnel_listen: Vec<SocketAddr>,
     /// Print the commented default configuration and exit
     #[arg(long)]
     pub(crate) print_config: bool,

@@ -104,7 +104,11 @@ fn builder(gateway: &GatewayAddress, args: &ConnectArgs) -> Result<NodeBuilder, 
         .via(args.via.into())
         .port_search(!args.nat.no_port_search)
         .port_mapping(!args.nat.no_port_mapping)
+        .carries(args.nat.carry)
         .agent(concat!("macula-cli/", env!("CARGO_PKG_VERSION")));
+    if let Some(addr) = args.nat.bind {
+        builder = builder.bind(addr);
+    }
     if let Some(path) = &args.key {
         builder = builder.key(client_key(path)?);
     }

@@ -22,7 +22,7 @@ use crate::guard::{Guard, HandshakeId, HandshakeLimits, HandshakeStats, Outcome,
 use crate::key::SecretKey;
 use crate::link::{Connected, Link};
 use crate::loading::Loading;
-use crate::quic::{self, HandshakeError, TurnServer, TurnStatus, TurnUse};
+use crate::quic::{self, CarrierWanted, HandshakeError, TurnServer, TurnStatus, TurnUse};
 use crate::socket::{self, BindError};
 use crate::sync::lock;
 use crate::tunnel::{Desk, Listener, Seats, TunnelConfig, TunnelError, TunnelStats};
@@ -82,6 +82,11 @@ pub struct EndpointConfig {
     /// Whether this endpoint has tunnels: it can dial gateways over TLS and TCP, and, if it accepts,
     /// take such dials (see [`Endpoint::listen_for_tunnels`]). Default `false`.
     pub tunnels: bool,
+    /// Whether packets that peers want carried to others are told, by [`LinkEventKind::Datagrams`]. Default
+    /// `false`.
+    ///
+    /// [`LinkEventKind::Datagrams`]: crate::LinkEventKind::Datagrams
+    pub carries: bool,
     /// Which paths links to peers may use. Default: the relay at once, a direct path when there is one.
     pub strategy: Strategy,
     /// STUN servers to ask where this endpoint is seen, beside its gateway; at most 8 are. Default
@@ -116,6 +121,7 @@ impl EndpointConfig {
             socket_buffer_bytes: 8 * 1024 * 1024,
             loading_bytes_max: 256 * 1024 * 1024,
             peers: false,
+            carries: false,
             tunnels: false,
             strategy: Strategy::Opportunistic,
             stun_servers: Vec::new(),
@@ -323,6 +329,15 @@ impl Endpoint {
     /// take them in time), and so many came from the wire and claimed to be of a peer.
     pub fn relay_drops(&self) -> (u64, u64) {
         self.quic.relay_drops()
+    }
+
+    /// Waits until a link to a peer wants packets to be carried by another member: answered by
+    /// [`Link::offer_carrier`] once there is a direct link to one.
+    ///
+    /// # Cancel safety
+    /// Safe: no wish is lost. Only one may wait at a time.
+    pub async fn carrier_wanted(&self) -> CarrierWanted {
+        self.quic.carrier_wanted().await
     }
 
     /// Uses these TURN servers from now on; allocations that exist stay as long as they are good.

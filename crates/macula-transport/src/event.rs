@@ -44,9 +44,17 @@ pub enum LinkEventKind {
         /// Which.
         stream: StreamId,
     },
-    /// Datagrams came, in this order, some perhaps lost: packets that a gateway is to relay. Not
-    /// told by an endpoint that has peers: those are for its own relay.
+    /// Datagrams came, in this order, some perhaps lost: packets that a gateway is to relay. An endpoint
+    /// that has peers tells only of those that it is to carry between them, if it
+    /// [does](crate::EndpointConfig::carries).
     Datagrams(Vec<Bytes>),
+    /// The path of a link between peers is of another sort now than [`PathKind::Relayed`], with which it
+    /// began, or than was told.
+    ///
+    /// [`PathKind::Relayed`]: crate::PathKind::Relayed
+    Path(crate::PathKind),
+    /// Packets of other links go over this one, or may have to. Told once a minute while it is so.
+    Carrying,
     /// The smoothed round-trip time: once at the start, then at most once a second while the link
     /// is in use, when it changed by more than a fifth.
     Rtt(Duration),

@@ -64,8 +64,8 @@ pub use macula_nat::path::Strategy;
 pub use macula_nat::report::StunServer;
 pub use macula_nat::search::Stats as SearchStats;
 pub use macula_nat::uri::{StunUri, TurnUri, UriError};
+pub use quic::{CarrierWanted, PathInfo, PathKind, Traffic, TurnServer, TurnStatus, TurnUse};
 #[cfg(feature = "portmap")]
 pub use quic::{MappedBy, probe_port_mapping};
-pub use quic::{PathInfo, PathKind, Traffic, TurnServer, TurnStatus, TurnUse};
 pub use socket::BindError;
 pub use tunnel::{TunnelConfig, TunnelError, TunnelStats};

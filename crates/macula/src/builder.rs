@@ -1,5 +1,6 @@
 //! Making a node.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use macula_transport::{
 };
 use tokio::sync::watch;
 
+use crate::carriers;
 use crate::clock::Clock;
 use crate::driver::connector::{self, Connector, Progress};
 use crate::endpoint::{self, Started};
@@ -26,6 +28,9 @@ use crate::visitor::Visitor;
 
 /// A start that is not told otherwise gives up after this.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is carried for other members: for each, and for all.
+const CARRIED_BYTES_PER_SECOND_PER_PEER: u64 = 1 << 20;
+const CARRIED_BYTES_PER_SECOND: u64 = 4 << 20;
 
 /// Where an endpoint's key comes from.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +71,8 @@ pub struct NodeBuilder {
     turn_of_gateway: bool,
     turn_use: TurnUse,
     port_search: bool,
+    carries: bool,
+    bind: Option<SocketAddr>,
     port_mapping: bool,
 }
 
@@ -86,6 +93,8 @@ impl NodeBuilder {
             turn_of_gateway: false,
             turn_use: TurnUse::default(),
             port_search: true,
+            carries: false,
+            bind: None,
             port_mapping: true,
         }
     }
@@ -198,6 +207,22 @@ impl NodeBuilder {
         self
     }
 
+    /// The address and port that the node's one UDP socket is bound to, for a firewall with fixed ports;
+    /// `[::]:PORT` takes IPv4 too. Default: a free port of both address families.
+    pub fn bind(mut self, addr: SocketAddr) -> Self {
+        self.bind = Some(addr);
+        self
+    }
+
+    /// Whether this node carries packets between other members of its realms that have no direct path to
+    /// each other, and that it reaches directly itself: at most 1 MiB/s for one and 4 MiB/s in all. It
+    /// cannot read them. In a guarded realm the sender's grant must allow `relay`. Such links go on when
+    /// their gateway is gone. Default: it does not.
+    pub fn carries(mut self, on: bool) -> Self {
+        self.carries = on;
+        self
+    }
+
     /// Whether the router is asked to map the node's port, by PCP, NAT-PMP and UPnP, as long as there
     /// are links to peers; it is given back afterwards. Only with the feature `portmap`, which is on
     /// by default. Default: it is.
@@ -304,7 +329,11 @@ impl NodeBuilder {
         }
         config.verifier = Some(Arc::new(GrantVerifier::new()));
         config.peer_publishes = self.strategy != Strategy::AlwaysRelay;
+        config.carries = self.carries && peers;
+        config.relay_bytes_per_second_per_peer = CARRIED_BYTES_PER_SECOND_PER_PEER;
+        config.relay_bytes_per_second = CARRIED_BYTES_PER_SECOND;
         let mut settings = EndpointConfig::new(key.clone());
+        (settings.carries, settings.listen) = (config.carries, self.bind);
         (settings.peers, settings.strategy) = (peers, self.strategy);
         settings.tunnels = self.via != Via::Udp;
         (settings.stun_servers, settings.turn_servers) = (self.stun_servers, self.turn_servers);
@@ -337,6 +366,8 @@ impl NodeBuilder {
         if peers {
             let telling = turn::tell_stun_servers(Arc::downgrade(&owner), accepting.clone());
             owner.tasks.spawn(telling);
+            let finding = carriers::find(Arc::downgrade(&owner), accepting.clone());
+            owner.tasks.spawn(finding);
             owner.tasks.spawn(connector::accept(owner.shared.clone(), accepting, accepted));
         }
         Ok(Dialling { owner, progress, events, endpoint })

@@ -84,6 +84,7 @@
 
 mod builder;
 mod call;
+mod carriers;
 mod clock;
 mod doorbell;
 mod driver;

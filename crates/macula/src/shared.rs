@@ -159,6 +159,12 @@ pub(crate) enum Command {
         answer: oneshot::Sender<()>,
     },
     Call(CallCommand),
+    /// Has a direct link to `carrier` carry packets of the links to `peer`; answers whether it does.
+    Carry {
+        peer: EndpointId,
+        carrier: EndpointId,
+        answer: oneshot::Sender<bool>,
+    },
     Flush {
         answer: oneshot::Sender<()>,
     },

@@ -161,15 +161,19 @@ fn report_path(
     let kind = path.map_or("routed", |path| path.kind.as_str());
     let remote = path.and_then(|path| path.remote).map(|remote| remote.to_string());
     let server = path.and_then(|path| path.server).map(|server| server.to_string());
+    let carrier = path.and_then(|path| path.carrier).map(|carrier| carrier.to_string());
     if args.json {
         return out::json(&json!({
             "ok": true, "number": number, "us": rtt.as_micros() as u64,
-            "path": kind, "remote": remote, "turn_server": server,
+            "path": kind, "remote": remote, "turn_server": server, "carrier": carrier,
         }));
     }
     let mut way = remote.map_or_else(|| kind.to_owned(), |it| format!("{kind} {it}"));
     if let Some(server) = server {
         way = format!("{way} by server {server}");
+    }
+    if let Some(carrier) = carrier {
+        way = format!("{way} {}", carrier.chars().take(10).collect::<String>());
     }
     out::line(format_args!("{name}: {number} in {}, {way}", out::human_duration(rtt)))
 }

@@ -96,9 +96,10 @@ fn own_links(own: &Status) -> Vec<Value> {
             "received_bytes": link.received_bytes,
         });
         if let (Some(path), true) = (path, link.is_peer_link) {
-            let all = [path.relayed, path.turn, path.direct];
+            let all = [path.relayed, path.member, path.turn, path.direct];
             line["path"] = path.kind.as_str().into();
             line["remote"] = path.remote.map(|it| it.to_string()).into();
+            line["carrier"] = path.carrier.map(|it| it.to_string()).into();
             line["rtt_us"] = path.rtt.map(micros).into();
             // Of packets, on whichever path.
             line["sent_bytes"] = all.iter().map(|it| it.sent).sum::<u64>().into();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use macula_proto::Time;
+use macula_proto::{EndpointId, Time};
 
 use super::is_private;
 
@@ -63,6 +63,8 @@ pub enum Strategy {
 pub enum Class {
     /// Through the gateway.
     Relay,
+    /// Through this other member of a realm, which carries packets for both.
+    Member(EndpointId),
     /// Through a TURN server, ours or the peer's. The address is the peer's, as that server knows it
     /// or as it gave it.
     Turn(SocketAddr),
@@ -71,12 +73,13 @@ pub enum Class {
 }
 
 impl Class {
-    /// Higher is better: host and reflexive before TURN before the gateway.
+    /// Higher is better: host and reflexive before TURN before other members before the gateway.
     const fn rank(self) -> u8 {
         match self {
             Self::Relay => 0,
-            Self::Turn(_) => 1,
-            Self::Direct(_) => 2,
+            Self::Member(_) => 1,
+            Self::Turn(_) => 2,
+            Self::Direct(_) => 3,
         }
     }
 }
@@ -292,21 +295,32 @@ impl Selector {
 
     /// The path to use unless only the gateway's is left: the newest of the best sort.
     fn best(&self) -> Option<(PathKey, Entry)> {
-        let is_turn = |entry: &Entry| matches!(entry.class, Class::Turn(_));
-        let turn = || self.paths.iter().rev().find(|(_, entry)| is_turn(entry));
-        self.direct().or_else(|| turn().map(|(path, entry)| (*path, *entry)))
+        let others = self.paths.iter().filter(|(_, entry)| entry.class != Class::Relay);
+        let best = others.max_by_key(|(path, entry)| (entry.class.rank(), **path));
+        best.map(|(path, entry)| (*path, *entry))
     }
 
-    /// All but the gateway's, direct or by TURN.
+    /// Those of which one is enough, direct or by TURN. Another member's is kept like the gateway's, for
+    /// when that is gone.
     fn contenders(&self) -> impl Iterator<Item = (PathKey, Entry)> + '_ {
-        self.paths.iter().filter(|(_, it)| it.class != Class::Relay).map(|(path, it)| (*path, *it))
+        let is_one = |entry: &Entry| matches!(entry.class, Class::Turn(_) | Class::Direct(_));
+        self.paths.iter().filter(move |(_, it)| is_one(it)).map(|(path, it)| (*path, *it))
+    }
+
+    /// Whether with a path of this class, which is gone, the last of its use went.
+    fn was_last(&self, class: Class) -> bool {
+        match class {
+            Class::Direct(_) => self.direct().is_none(),
+            Class::Turn(_) | Class::Member(_) => self.best().is_none(),
+            Class::Relay => false,
+        }
     }
 
     fn on_opened(&mut self, now: Time, path: PathKey, class: Class, rtt: Duration) {
         let is_allowed = match self.strategy {
             Strategy::AlwaysRelay => class == Class::Relay,
             Strategy::Opportunistic => true,
-            Strategy::DirectOnly => !matches!(class, Class::Turn(_)),
+            Strategy::DirectOnly => !matches!(class, Class::Turn(_) | Class::Member(_)),
         };
         if !is_allowed {
             self.paths.remove(&path);
@@ -319,8 +333,8 @@ impl Selector {
             (self.retries, self.fast_left) = (0, 0);
             self.next_round = None;
         }
-        let is_one_of_many = class != Class::Relay && self.contenders().count() > 1;
-        if is_one_of_many && self.side == Side::Client {
+        let is_contender = matches!(class, Class::Turn(_) | Class::Direct(_));
+        if is_contender && self.contenders().count() > 1 && self.side == Side::Client {
             self.prune_at = Some(now + PRUNE_AFTER);
         }
         self.apply(now);
@@ -329,16 +343,15 @@ impl Selector {
     fn on_closed(&mut self, now: Time, path: PathKey) {
         let Some(entry) = self.paths.remove(&path) else { return };
         self.apply(now);
-        match entry.class {
-            Class::Direct(_) | Class::Turn(_) if self.best().is_none() => self.on_lost(now),
-            Class::Relay if self.relay_up && self.side == Side::Client => {
-                self.actions.push_back(Action::OpenRelay);
-            }
-            Class::Direct(_) | Class::Turn(_) | Class::Relay => {}
+        if self.was_last(entry.class) {
+            self.on_lost(now);
+        }
+        if entry.class == Class::Relay && self.relay_up && self.side == Side::Client {
+            self.actions.push_back(Action::OpenRelay);
         }
     }
 
-    /// The last direct path is gone.
+    /// The last direct path is gone, or the last of another sort when there was none.
     fn on_lost(&mut self, now: Time) {
         if self.strategy == Strategy::DirectOnly {
             return self.actions.push_back(Action::GiveUp);
@@ -353,7 +366,7 @@ impl Selector {
         // first the others, so that what is under way has somewhere to go
         self.apply(now);
         self.actions.push_back(Action::Close { path });
-        if entry.class != Class::Relay && self.best().is_none() {
+        if self.was_last(entry.class) {
             self.on_lost(now);
         }
     }
@@ -485,7 +498,7 @@ fn is_better(new: Entry, old: Entry) -> bool {
     }
     let is_near = |entry: Entry| match entry.class {
         Class::Direct(addr) => is_private(addr),
-        Class::Turn(_) | Class::Relay => false,
+        Class::Turn(_) | Class::Member(_) | Class::Relay => false,
     };
     match (is_near(new), is_near(old)) {
         (true, false) => true,
@@ -693,6 +706,42 @@ mod tests {
         assert_eq!(selector.selected().map(|(path, _)| path), Some(1));
     }
 
+    fn open_member(selector: &mut Selector, ms: u64, path: PathKey) {
+        let class = Class::Member(EndpointId::from_bytes([7; 32]));
+        selector.handle_input(at(ms), Input::Opened { path, class, rtt: Duration::from_millis(1) });
+    }
+
+    #[test]
+    fn a_members_path_is_before_the_gateways_and_kept_behind_better_ones() {
+        let mut selector = client();
+        selector.handle_input(at(0), Input::Candidates { local: 1, remote: 1 });
+        open_member(&mut selector, 10, 1);
+        assert_eq!(selector.selected().map(|(path, _)| path), Some(1));
+        open_turn(&mut selector, 20, 2);
+        assert_eq!(selector.selected().map(|(path, _)| path), Some(2));
+        open(&mut selector, 30, 3, "192.0.2.1:1");
+        assert_eq!(selector.selected().map(|(path, _)| path), Some(3));
+        actions(&mut selector);
+        selector.handle_timeout(at(1_030));
+        assert_eq!(actions(&mut selector), [Action::Close { path: 2 }], "by TURN, and no other");
+    }
+
+    #[test]
+    fn a_lost_direct_path_is_looked_for_at_once_also_when_a_member_relays() {
+        let mut selector = client();
+        selector.handle_input(at(0), Input::Candidates { local: 1, remote: 1 });
+        open_member(&mut selector, 10, 1);
+        open(&mut selector, 500, 2, "192.0.2.1:1");
+        actions(&mut selector);
+        selector.handle_input(at(5_000), Input::Closed { path: 2 });
+        assert_eq!(actions(&mut selector), [Action::Use { path: 1, on: true }, Action::Check]);
+        selector.handle_input(at(6_000), Input::Relay { up: false });
+        selector.handle_input(at(6_001), Input::Closed { path: RELAY });
+        assert_eq!(selector.selected().map(|(path, _)| path), Some(1));
+        selector.handle_input(at(7_000), Input::Closed { path: 1 });
+        assert_eq!(selector.selected(), None);
+    }
+
     #[test]
     fn strategies_hold() {
         let mut relay = Selector::new(Side::Client, Strategy::AlwaysRelay, RELAY);
@@ -707,6 +756,8 @@ mod tests {
         let mut no_turn = Selector::new(Side::Client, Strategy::DirectOnly, RELAY);
         open_turn(&mut no_turn, 0, 1);
         assert_eq!(actions(&mut no_turn), [Action::Close { path: 1 }]);
+        open_member(&mut no_turn, 0, 2);
+        assert_eq!(actions(&mut no_turn), [Action::Close { path: 2 }]);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::event::{DownReason, LinkEvent, LinkEventKind};
 use crate::gate::Gate;
 use crate::loading::Loading;
 use crate::queue::{End, Pushed, Queue};
-use crate::quic::{Connection, Lost, PathInfo, Peers, Selected};
+use crate::quic::{Connection, Lost, PathInfo, PathKind, Peers, Selected};
 use crate::stream::{Lookup, Stream, Streams};
 use crate::sync::lock;
 use writer::LaneStreams;
@@ -45,6 +45,9 @@ const PEER_GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// The round-trip time is looked at so often, on a link in use.
 const RTT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Whether other links make use of a link is told so often.
+const CARRYING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Datagrams taken in one read.
 const DATAGRAMS_MAX: usize = 16;
@@ -223,6 +226,12 @@ impl Link {
         let shared = self.shared();
         let number = shared.next_packet.fetch_add(1, Ordering::Relaxed);
         shared.connection.send_datagram(datagram, number)
+    }
+
+    /// Has `other`, a link to another member, carry packets of this link too, once the peer has a direct link
+    /// to that member as well.
+    pub fn offer_carrier(&self, other: &Self) {
+        self.shared().connection.offer_carrier(&other.shared().connection);
     }
 
     pub(crate) fn connection(&self) -> &Connection {
@@ -569,7 +578,7 @@ async fn say_goodbye(shared: &Shared) {
 /// Sets up control, then accepts streams. Ends only when the connection does.
 async fn serve(shared: &Arc<Shared>) -> Option<DownReason> {
     if open_control(shared).await.is_ok() {
-        tokio::join!(report_rtt(shared), async {
+        tokio::join!(report_rtt(shared), report_path(shared), report_carrying(shared), async {
             shared.lanes_open.cancelled().await;
             shared.connection.admit();
             tokio::join!(accept_unis(shared), accept_bis(shared), read_datagrams(shared))
@@ -608,12 +617,13 @@ async fn accept_bis(shared: &Arc<Shared>) {
 }
 
 /// Takes relayed packets: on the link to the gateway they are for this endpoint, at the gateway they
-/// are for whoever runs it. Between peers go the sorts of candidates, and
-/// what searches for ports have to say.
+/// are for whoever runs it. Between peers go the sorts of candidates, what searches for ports have to say, and
+/// packets that one carries for others.
 async fn read_datagrams(shared: &Arc<Shared>) {
     if shared.connection.is_peer_link() {
-        // The end of the link is told otherwise.
-        let _lost = shared.connection.read_signals().await;
+        while let Ok(datagram) = shared.connection.read_signals().await {
+            shared.emit(LinkEventKind::Datagrams(vec![datagram])).await;
+        }
         return;
     }
     let mut datagrams = vec![Bytes::new(); DATAGRAMS_MAX];
@@ -622,6 +632,30 @@ async fn read_datagrams(shared: &Arc<Shared>) {
         match &shared.peers {
             Some(peers) => came.for_each(|it| shared.connection.take_relayed(peers, &it)),
             None => shared.emit(LinkEventKind::Datagrams(came.collect())).await,
+        }
+    }
+}
+
+async fn report_path(shared: &Shared) {
+    let Some(mut watch) = shared.connection.watch_path() else { return };
+    let mut told = PathKind::Relayed;
+    loop {
+        let (_, (kind, _)) = *watch.borrow_and_update();
+        if kind != told {
+            told = kind;
+            shared.emit(LinkEventKind::Path(kind)).await;
+        }
+        if watch.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn report_carrying(shared: &Shared) {
+    while shared.connection.is_peer_link() {
+        sleep(CARRYING_INTERVAL).await;
+        if shared.connection.is_carrying() {
+            shared.emit(LinkEventKind::Carrying).await;
         }
     }
 }

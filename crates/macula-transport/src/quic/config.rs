@@ -196,16 +196,12 @@ fn with_relay(transport: &mut noq::TransportConfig) {
         .datagram_send_buffer_size(limits::RELAY_QUEUE_BYTES_MAX);
 }
 
-/// Datagrams of a link between peers that may wait, bytes: the sorts of candidates, signals before
-/// port searches.
-const SIGNALS_BYTES_MAX: usize = 4 * 1024;
-
 /// A link between peers has several paths, all of which are kept alive from both ends. Others have
-/// one, and save the memory.
+/// one, and save the memory. Its datagrams are the sorts of candidates, signals before port searches, and
+/// packets that one member carries for others.
 fn with_paths(transport: &mut noq::TransportConfig, settings: &EndpointConfig) {
+    with_relay(transport);
     transport
-        .datagram_receive_buffer_size(Some(SIGNALS_BYTES_MAX))
-        .datagram_send_buffer_size(SIGNALS_BYTES_MAX)
         .max_concurrent_multipath_paths(PATHS_MAX)
         .max_remote_nat_traversal_addresses(PEER_ADDRESSES_MAX)
         .default_path_keep_alive_interval(Some(settings.keep_alive))

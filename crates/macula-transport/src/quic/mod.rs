@@ -3,6 +3,7 @@
 pub(crate) mod anonymous;
 mod config;
 mod magic;
+mod members;
 mod pace;
 mod paths;
 #[cfg(feature = "portmap")]
@@ -33,6 +34,7 @@ use macula_proto::limits;
 use macula_proto::wire::frame::Class;
 use macula_proto::wire::offer;
 use macula_proto::wire::relay::{Datagram, Unreachable};
+use macula_proto::wire::via;
 use noq::{AsyncUdpSocket, ConnectionError, PathId, Runtime, UdpSender, VarInt};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{oneshot, watch};
@@ -42,6 +44,7 @@ use crate::endpoint::EndpointConfig;
 use crate::event::DownReason;
 use crate::sync::lock;
 use magic::Magic;
+pub use members::CarrierWanted;
 use paths::PathState;
 pub(crate) use paths::Selected;
 pub use paths::{PathInfo, PathKind, Traffic};
@@ -98,6 +101,10 @@ pub(crate) struct Peers {
     reflexive: Mutex<[Vec<SocketAddr>; 2]>,
     stun: stun::Stun,
     turns: turn::Turns,
+    members: Arc<members::Members>,
+    crew: Crew,
+    /// Whether packets of others are wanted, to be carried.
+    carries: bool,
     /// Whether there is a gateway that relays.
     relay: watch::Sender<bool>,
     /// Somebody looks at the interfaces.
@@ -219,6 +226,9 @@ impl Endpoint {
                         settings.turn_use,
                         crew.clone(),
                     ),
+                    members: Arc::default(),
+                    crew: crew.clone(),
+                    carries: settings.carries,
                     relay: watch::Sender::default(),
                     watches: AtomicBool::new(false),
                     searches: search::Searches::new(settings.port_search, tap),
@@ -382,14 +392,13 @@ impl Endpoint {
     ) -> Result<Connection, HandshakeError> {
         let mut connection = Connection::new(connection)?;
         if let Some(peers) = &self.peers {
-            let (state, signals) = PathState::new(berth, Arc::clone(peers));
+            let (state, signals, vias) = PathState::new(berth, Arc::clone(peers));
             let (strategy, peers) = (peers.strategy, Arc::clone(peers));
-            let quic = &connection.connection;
-            let managing =
-                paths::manage(quic, side, strategy, Arc::clone(&state), Arc::clone(&peers));
-            self.crew.spawn(managing);
+            let (quic, peer) = (&connection.connection, connection.peer);
             let (ours, shared) = (Arc::clone(&state), Arc::clone(&peers));
-            self.crew.spawn(search::run(quic, connection.peer, side, ours, shared, signals));
+            self.crew.spawn(paths::manage(quic, peer, side, ours, shared, vias));
+            let (ours, shared) = (Arc::clone(&state), Arc::clone(&peers));
+            self.crew.spawn(search::run(quic, peer, side, ours, shared, signals));
             #[cfg(feature = "portmap")]
             if strategy != Strategy::AlwaysRelay && !peers.maps.swap(true, Ordering::AcqRel) {
                 self.crew.spawn(portmap::keep(Arc::clone(&peers)));
@@ -505,7 +514,17 @@ impl Endpoint {
     /// So many packets from or to peers were dropped here, and so many from the wire that claimed
     /// to be of a peer.
     pub(crate) fn relay_drops(&self) -> (u64, u64) {
-        self.peers.as_ref().map(|peers| peers.magic.drops()).unwrap_or_default()
+        let Some(peers) = &self.peers else { return (0, 0) };
+        let (dropped, spoofed) = peers.magic.drops();
+        (dropped + peers.members.dropped(), spoofed)
+    }
+
+    /// Waits until a link wants a carrier. Cancel-safe; for one that waits.
+    pub(crate) async fn carrier_wanted(&self) -> CarrierWanted {
+        match &self.peers {
+            Some(peers) => peers.members.wanted().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// TURN servers for allocations that begin later.
@@ -756,11 +775,17 @@ impl Connection {
         tokio::select! {
             biased;
             _down = self.connection.closed() => Err(Lost),
-            lost = self.read_signals() => lost,
+            lost = self.skip_signals() => Err(lost),
             direct = watch.wait_for(|(_, (kind, _))| *kind == PathKind::Direct) => {
                 direct.map(|_| ()).map_err(|_| Lost)
             }
         }
+    }
+
+    /// As [`Self::read_signals`] before there is somebody who carries.
+    async fn skip_signals(&self) -> Lost {
+        while self.read_signals().await.is_ok() {}
+        Lost
     }
 
     /// Tells of changes of the path; `None`: not a link between peers.
@@ -778,17 +803,39 @@ impl Connection {
         u64::from(magic::send(&self.connection, datagram, number) != magic::Sent::Queued)
     }
 
-    /// Takes what a peer says of its candidates and of port searches, for as long as the connection
-    /// lasts.
-    pub(crate) async fn read_signals(&self) -> Result<(), Lost> {
+    /// Takes what a peer says of its candidates, of port searches and of carriers, and what it carries, until
+    /// there is a packet that this endpoint is to carry: returns that. Cancel-safe.
+    pub(crate) async fn read_signals(&self) -> Result<Bytes, Lost> {
         let Some(paths) = &self.paths else { return std::future::pending().await };
+        let peers = paths.peers();
         loop {
             let datagram = self.connection.read_datagram().await.map_err(|_| Lost)?;
-            match offer::decode(&datagram) {
-                Some(offer) => paths.take_offer(offer),
-                None => paths.signal(datagram),
+            if let Some(offer) = offer::decode(&datagram) {
+                paths.take_offer(offer);
+            } else if let Some(carrier) = via::decode(&datagram) {
+                paths.via(members::Via::Proposed(carrier));
+            } else if let Some(relayed) = Datagram::decode(&datagram) {
+                if peers.carries && matches!(relayed, Datagram::Relay { .. }) {
+                    return Ok(datagram);
+                }
+                peers.members.receive(self.peer, relayed);
+            } else {
+                paths.signal(datagram);
             }
         }
+    }
+
+    /// Has `other`, a link to another member, carry packets of this link too, if the peer has such a link as
+    /// well.
+    pub(crate) fn offer_carrier(&self, other: &Self) {
+        let (Some(paths), Some(others)) = (&self.paths, &other.paths) else { return };
+        let carrier = others.as_carrier(other.peer, &other.connection);
+        paths.via(members::Via::Ready(carrier));
+    }
+
+    /// Whether packets of other links go over this one, or may have to.
+    pub(crate) fn is_carrying(&self) -> bool {
+        self.paths.as_ref().is_some_and(|paths| members::is_used(&paths.carries))
     }
 
     /// Takes datagrams of the peer. Cancel-safe.

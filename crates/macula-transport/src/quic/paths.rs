@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use macula_nat::path::{
     Action, Candidate, Class, Input, Kind, PathKey, Sample, Selector, Side, Strategy,
 };
 use macula_proto::Time;
+use macula_proto::id::EndpointId;
 use macula_proto::wire::offer::{self, Sort};
 use noq::udp::Transmit;
 use noq::{PathEvent, PathId, PathStats, PathStatus, VarInt};
@@ -20,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::magic::Berth;
+use super::members::{Carrier, Errand, VIAS_MAX, Via};
 use super::search::SIGNALS_MAX;
 use super::turn::Seat;
 use super::{Peers, canonical};
@@ -43,6 +46,8 @@ const CODE_NO_PATH: u16 = 8;
 pub enum PathKind {
     /// Through the gateway.
     Relayed,
+    /// Through another member, which carries packets between this endpoint and the peer.
+    Member,
     /// Through a TURN server, of this endpoint or of the peer.
     Turn,
     /// From endpoint to endpoint.
@@ -54,6 +59,7 @@ impl PathKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Relayed => "relayed",
+            Self::Member => "member",
             Self::Turn => "turn",
             Self::Direct => "direct",
         }
@@ -83,15 +89,19 @@ impl Traffic {
 pub struct PathInfo {
     /// Which sort.
     pub kind: PathKind,
-    /// The peer's address; `None` when relayed by the gateway. By the peer's TURN server: its
+    /// The peer's address; `None` when relayed by the gateway or by a member. By the peer's TURN server: its
     /// relayed address there.
     pub remote: Option<SocketAddr>,
     /// This endpoint's own TURN server, if the path goes through it.
     pub server: Option<SocketAddr>,
+    /// The member that carries the packets, if one does.
+    pub carrier: Option<EndpointId>,
     /// Smoothed round-trip time of the path; `None` once the link is down.
     pub rtt: Option<Duration>,
     /// What went through the gateway.
     pub relayed: Traffic,
+    /// What went through other members.
+    pub member: Traffic,
     /// What went through TURN servers.
     pub turn: Traffic,
     /// What went directly.
@@ -113,12 +123,17 @@ pub(crate) struct PathState {
     peers: Arc<Peers>,
     /// Where what the peer says of port searches goes.
     signals: mpsc::Sender<Bytes>,
+    /// Where what it says of carriers goes, and what is found here.
+    vias: mpsc::Sender<Via>,
+    /// Passages of other links that lead through this one.
+    pub(super) carries: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct Ledger {
     live: BTreeMap<PathKey, PathKind>,
     relayed: Traffic,
+    member: Traffic,
     turn: Traffic,
     direct: Traffic,
 }
@@ -127,6 +142,7 @@ impl Ledger {
     fn add(&mut self, kind: PathKind, stats: &PathStats) {
         match kind {
             PathKind::Relayed => self.relayed.add(stats),
+            PathKind::Member => self.member.add(stats),
             PathKind::Turn => self.turn.add(stats),
             PathKind::Direct => self.direct.add(stats),
         }
@@ -134,10 +150,14 @@ impl Ledger {
 }
 
 impl PathState {
-    /// A link's, and what the peer says of port searches.
-    pub(super) fn new(berth: Berth, peers: Arc<Peers>) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
+    /// A link's, and what the peer says of port searches and of carriers.
+    pub(super) fn new(
+        berth: Berth,
+        peers: Arc<Peers>,
+    ) -> (Arc<Self>, mpsc::Receiver<Bytes>, mpsc::Receiver<Via>) {
         let live = [(0, PathKind::Relayed)].into();
         let (signals, heard) = mpsc::channel(SIGNALS_MAX);
+        let (vias, told) = mpsc::channel(VIAS_MAX);
         let state = Arc::new(Self {
             berth,
             selected: watch::Sender::new((0, (PathKind::Relayed, None))),
@@ -145,8 +165,10 @@ impl PathState {
             theirs: watch::Sender::default(),
             peers,
             signals,
+            vias,
+            carries: AtomicUsize::new(0),
         });
-        (state, heard)
+        (state, heard, told)
     }
 
     /// QUIC's number of the path in use.
@@ -157,6 +179,25 @@ impl PathState {
     /// Takes a datagram of the peer; one too many is dropped, and comes again.
     pub(super) fn signal(&self, datagram: Bytes) {
         self.signals.try_send(datagram).ok();
+    }
+
+    /// Takes what is known of a carrier; one too many is dropped, and comes again.
+    pub(super) fn via(&self, via: Via) {
+        self.vias.try_send(via).ok();
+    }
+
+    /// This link as one that passages may lead through.
+    pub(super) fn as_carrier(self: &Arc<Self>, id: EndpointId, quic: &noq::Connection) -> Carrier {
+        Carrier { id, connection: quic.weak_handle(), paths: Arc::clone(self) }
+    }
+
+    pub(super) fn peers(&self) -> &Arc<Peers> {
+        &self.peers
+    }
+
+    /// The path in use.
+    pub(super) fn selected(&self) -> Selected {
+        self.selected.borrow().1
     }
 
     /// Tells of every change of the path in use.
@@ -173,11 +214,12 @@ impl PathState {
                 sum.add(*kind, &stats);
             }
         }
-        let Ledger { relayed, turn, direct, .. } = sum;
+        let Ledger { relayed, member, turn, direct, .. } = sum;
         let rtt = connection.rtt(PathId::from(path));
         let seen = connection.path(PathId::from(path)).and_then(|path| path.remote_address().ok());
         let server = seen.and_then(|seen| self.peers.turns.remote(&seen)).map(|it| it.server);
-        PathInfo { kind, remote, server, rtt, relayed, turn, direct }
+        let carrier = seen.and_then(|seen| self.peers.members.remote(&seen)).map(|it| it.carrier);
+        PathInfo { kind, remote, server, carrier, rtt, relayed, member, turn, direct }
     }
 
     /// The peer says which candidates it has.
@@ -189,11 +231,13 @@ impl PathState {
 /// Runs the paths of a connection until it ends. Does not keep the connection alive.
 pub(super) fn manage(
     connection: &noq::Connection,
+    peer: EndpointId,
     side: Side,
-    strategy: Strategy,
     state: Arc<PathState>,
     peers: Arc<Peers>,
+    vias: mpsc::Receiver<Via>,
 ) -> impl Future<Output = ()> + Send + 'static {
+    let strategy = peers.strategy;
     let manager = Manager {
         weak: connection.weak_handle(),
         selector: Selector::new(side, strategy, 0),
@@ -203,6 +247,8 @@ pub(super) fn manage(
         tell: None,
         theirs: state.theirs.subscribe(),
         seat: Seat::new(Arc::clone(&peers), strategy),
+        errand: Errand::new(Arc::clone(&peers), peer, side, strategy),
+        vias,
         candidates: peers.candidates.subscribe(),
         relay: peers.relay.subscribe(),
         gate: None,
@@ -235,6 +281,9 @@ struct Manager {
     theirs: watch::Receiver<Vec<(Sort, SocketAddr)>>,
     /// At the TURN servers.
     seat: Seat,
+    /// To other members.
+    errand: Errand,
+    vias: mpsc::Receiver<Via>,
     candidates: watch::Receiver<Vec<Candidate>>,
     relay: watch::Receiver<bool>,
     /// First packets that are held back, and until when.
@@ -259,6 +308,7 @@ impl Manager {
                 self.act(&connection);
             }
             self.seat.act();
+            self.errand.act(&connection);
             self.tell(&connection);
             drop(connection);
             let (wake, look) = (self.selector.poll_timeout(), self.selector.poll_look());
@@ -266,7 +316,7 @@ impl Manager {
             let look_at = look.map(|(at, _)| self.instant(at));
             let gate = self.gate.map(|(_, at)| at);
             let tell = self.tell.map(|(at, _)| at);
-            let wakes = [wake, look_at, gate, tell, self.seat.due()];
+            let wakes = [wake, look_at, gate, tell, self.seat.due(), self.errand.due()];
             let wake_at = wakes.into_iter().flatten().min();
             tokio::select! {
                 biased;
@@ -297,6 +347,8 @@ impl Manager {
                     let up = *self.relay.borrow_and_update();
                     self.feed(Input::Relay { up });
                 }
+                Some(via) = self.vias.recv() => self.errand.on_via(via),
+                for_good = self.errand.broken() => self.on_broken(for_good),
                 () = sleep(wake_at) => self.on_timer(look),
             }
             if self.gate.is_some_and(|(_, at)| at <= Instant::now()) {
@@ -341,7 +393,7 @@ impl Manager {
             Ok(PathEvent::Established { id, .. }) => self.on_open(&connection, id),
             Ok(PathEvent::Abandoned { id, reason, .. }) => {
                 tracing::debug!(%id, ?reason, "path abandoned");
-                self.feed(Input::Closed { path: key(id) });
+                self.on_closed(key(id));
             }
             Ok(PathEvent::Discarded { id, path_stats, .. }) => {
                 let mut ledger = lock(&self.state.ledger);
@@ -359,10 +411,32 @@ impl Manager {
         let known: Vec<PathKey> = lock(&self.state.ledger).live.keys().copied().collect();
         let newest = known.last().copied().unwrap_or(0);
         for path in known.iter().filter(|path| connection.path(PathId::from(**path)).is_none()) {
-            self.feed(Input::Closed { path: *path });
+            self.on_closed(*path);
         }
         for path in (newest + 1)..=newest.saturating_add(SCAN) {
             self.on_open(connection, PathId::from(path));
+        }
+    }
+
+    fn on_closed(&mut self, path: PathKey) {
+        if lock(&self.state.ledger).live.get(&path) == Some(&PathKind::Member) {
+            self.errand.on_path(false);
+        }
+        self.feed(Input::Closed { path });
+    }
+
+    /// Paths through another member lead nowhere.
+    fn on_broken(&mut self, for_good: bool) {
+        let Some(addr) = self.errand.on_broken(for_good) else { return };
+        tracing::debug!(for_good, "no way through another member");
+        let Some(connection) = self.weak.upgrade() else { return };
+        let live = lock(&self.state.ledger).live.clone();
+        for (path, _) in live.into_iter().filter(|(_, kind)| *kind == PathKind::Member) {
+            let Some(open) = connection.path(PathId::from(path)) else { continue };
+            if open.remote_address().is_ok_and(|remote| remote == addr) {
+                let _last = open.close();
+                self.on_closed(path);
+            }
         }
     }
 
@@ -378,12 +452,18 @@ impl Manager {
         }
         tracing::debug!(%id, ?class, ?rtt, "path open");
         lock(&self.state.ledger).live.insert(key(id), kind);
+        if kind == PathKind::Member {
+            self.errand.on_path(true);
+        }
         self.feed(Input::Opened { path: key(id), class, rtt });
     }
 
     fn class(&self, remote: &SocketAddr) -> Class {
         if let Some(by_turn) = self.peers.turns.remote(remote) {
             return Class::Turn(by_turn.peer);
+        }
+        if let Some(by_member) = self.peers.members.remote(remote) {
+            return Class::Member(by_member.carrier);
         }
         if self.peers.magic.owns(remote) {
             return Class::Relay;
@@ -518,11 +598,12 @@ impl Manager {
         }
         let Some((path, class)) = self.selector.selected() else { return false };
         let remote = match class {
-            Class::Relay => None,
+            Class::Relay | Class::Member(_) => None,
             Class::Turn(addr) | Class::Direct(addr) => Some(addr),
         };
         let selected = (path, (kind_of(class), remote));
         self.state.selected.send_if_modified(|old| std::mem::replace(old, selected) != selected);
+        self.errand.on_selected(class);
         self.seat.on_selected(class)
     }
 
@@ -583,6 +664,7 @@ pub(super) async fn send(peers: &Peers, to: SocketAddr, packet: &Bytes) {
 const fn kind_of(class: Class) -> PathKind {
     match class {
         Class::Relay => PathKind::Relayed,
+        Class::Member(_) => PathKind::Member,
         Class::Turn(_) => PathKind::Turn,
         Class::Direct(_) => PathKind::Direct,
     }

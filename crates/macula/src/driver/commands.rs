@@ -55,6 +55,10 @@ impl Driver {
             Command::Call(call) => self.call(now, call),
             Command::Flush { answer } => self.flush(now, answer),
             Command::Peer { peer, answer } => self.want_peer(peer, answer),
+            Command::Carry { peer, carrier, answer } => {
+                // Fails when whoever asked has given up.
+                answer.send(self.carry(peer, carrier)).ok();
+            }
             Command::PeerFailed { peer, error } => self.on_peer_failed(peer, &error),
         }
     }

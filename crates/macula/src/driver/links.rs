@@ -7,7 +7,7 @@ use macula_proto::node::{Action, Input, Transmit};
 use macula_proto::wire::message::CloseCode;
 use macula_proto::wire::relay::Datagram;
 use macula_proto::{EndpointId, Time};
-use macula_transport::{Connected, DownReason, LinkEvent, LinkEventKind};
+use macula_transport::{Connected, DownReason, LinkEvent, LinkEventKind, PathKind};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -111,6 +111,11 @@ impl Driver {
                     self.node.handle_input(now, Input::Datagram { link, datagram });
                 }
             }
+            LinkEventKind::Path(kind) => {
+                let direct = kind == PathKind::Direct;
+                self.node.handle_input(now, Input::PeerPath { link, direct });
+            }
+            LinkEventKind::Carrying => self.node.handle_input(now, Input::LinkUsed { link }),
             LinkEventKind::Rtt(rtt) => self.node.handle_input(now, Input::Rtt { link, rtt }),
             LinkEventKind::Down { reason } => self.on_link_down(now, link, &reason),
             other => tracing::debug!(?other, "an event of the transport that is not known here"),

@@ -2,9 +2,10 @@
 
 use macula_proto::EndpointId;
 use macula_proto::id::LinkId;
+use macula_transport::PathKind;
 use tokio::sync::{oneshot, watch};
 
-use super::{Driver, NewLink, Origin, PeerEntry};
+use super::{Driver, Link, NewLink, Origin, PeerEntry};
 use crate::peer::{PeerError, PeerLink};
 use crate::shared::Command;
 
@@ -84,6 +85,21 @@ impl Driver {
         for waiter in entry.waiters.drain(..) {
             waiter.send(Err(error.clone())).ok();
         }
+    }
+
+    /// Has a member carry packets of links to a peer, if it does that and is reached directly.
+    pub(super) fn carry(&self, peer: EndpointId, carrier: EndpointId) -> bool {
+        let is_direct =
+            |link: &Link| link.transport.path().is_some_and(|path| path.kind == PathKind::Direct);
+        let mut links = self.links.iter();
+        let found = links.find(|(id, link)| {
+            link.peer == carrier && self.node.is_carrier(**id) && is_direct(link)
+        });
+        let Some((_, carrier)) = found else { return false };
+        for link in self.links.values().filter(|link| link.peer == peer) {
+            link.transport.offer_carrier(&carrier.transport);
+        }
+        true
     }
 
     /// The core uses this link to a peer from now on.

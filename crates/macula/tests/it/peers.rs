@@ -6,7 +6,7 @@ use macula::{
     Node, PathKind, Peer, PeerError, Qos, Refusal, Request, Router, SecretKey, SlowPolicy, Strategy,
 };
 
-use crate::support::{builder, next, node, router, within};
+use crate::support::{bound, builder, dual_router, next, node, router, within};
 
 async fn echo(request: Request) -> Result<macula::Bytes, Refusal> {
     Ok(request.payload)
@@ -237,4 +237,95 @@ async fn publishes_move_to_the_link() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_publishes_move_to_the_link() {
     flow(Qos::AtLeastOnce).await;
+}
+
+/// Two nodes that cannot reach each other directly, one with IPv4 only and one with IPv6 only, and a third
+/// with both that carries for others.
+async fn apart(router: &Router) -> [Node; 3] {
+    let start = |at: &str, carries: bool| within(bound(router, at).carries(carries).start());
+    [
+        start("127.0.0.1:0", false).await.unwrap(),
+        start("[::1]:0", false).await.unwrap(),
+        start("[::]:0", true).await.unwrap(),
+    ]
+}
+
+async fn until(peer: &Peer, wanted: PathKind) {
+    let mut peer = peer.clone();
+    while peer.path().expect("the link lives").kind != wanted {
+        within(peer.changed()).await.expect("the link lives");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_carries_for_two_without_a_direct_path_also_when_the_gateway_is_gone() {
+    let router = dual_router().await;
+    let [alice, bob, carol] = apart(&router).await;
+    let _service = within(bob.serve("echo", echo)).await.unwrap();
+    let peer = within(alice.peer(bob.id())).await.unwrap();
+    assert_eq!(peer.path().expect("the link lives").kind, PathKind::Relayed);
+    until(&peer, PathKind::Member).await;
+    let path = peer.path().expect("the link lives");
+    assert_eq!((path.carrier, path.remote, path.server), (Some(carol.id()), None, None));
+    let back = within(bob.peer(alice.id())).await.unwrap();
+    until(&back, PathKind::Member).await;
+    let before = router.stats().await.unwrap().relayed_bytes;
+    let large = vec![7; 200_000];
+    for _ in 0..5 {
+        let answer = within(peer.call("echo").arg(large.clone()).send()).await.unwrap();
+        assert_eq!(answer, large);
+    }
+    let relayed = router.stats().await.unwrap().relayed_bytes - before;
+    assert!(relayed < 100_000, "{relayed} bytes went by the gateway");
+    assert!(within(carol.status()).await.unwrap().stats.relayed_bytes > 2_000_000);
+    within(router.close()).await;
+    for number in 0..50_u32 {
+        let arg = number.to_string();
+        let answer = within(peer.call("echo").arg(arg.clone()).send()).await.unwrap();
+        assert_eq!(answer, arg);
+    }
+    within(back.ping()).await.unwrap();
+    assert_eq!(peer.path().expect("the link lives").carrier, Some(carol.id()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_member_that_carries_goes_the_gateway_takes_over_and_then_another_member() {
+    let router = dual_router().await;
+    let [alice, bob, carol] = apart(&router).await;
+    let _service = within(bob.serve("echo", echo)).await.unwrap();
+    let peer = within(alice.peer(bob.id())).await.unwrap();
+    until(&peer, PathKind::Member).await;
+    within(carol.close()).await;
+    until(&peer, PathKind::Relayed).await;
+    assert_eq!(within(peer.call("echo").arg("still").send()).await.unwrap(), "still");
+    let dave = within(bound(&router, "[::]:0").carries(true).start()).await.unwrap();
+    // it is asked for every 30 s
+    let patience = Duration::from_secs(60);
+    tokio::time::timeout(patience, until_long(&peer, PathKind::Member)).await.expect("in time");
+    assert_eq!(peer.path().expect("the link lives").carrier, Some(dave.id()));
+}
+
+async fn until_long(peer: &Peer, wanted: PathKind) {
+    let mut peer = peer.clone();
+    while peer.path().expect("the link lives").kind != wanted {
+        peer.changed().await.expect("the link lives");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_offer_to_carry_is_not_made_to() {
+    let router = dual_router().await;
+    let mut nodes = Vec::new();
+    for at in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
+        nodes.push(within(bound(&router, at).start()).await.unwrap());
+    }
+    let peer = within(nodes[0].peer(nodes[1].id())).await.unwrap();
+    // longer than it takes to ask for one
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        within(peer.ping()).await.unwrap();
+        assert_eq!(peer.path().expect("the link lives").kind, PathKind::Relayed);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(within(nodes[2].status()).await.unwrap().stats.relayed, 0);
 }

@@ -33,6 +33,19 @@ pub(crate) async fn router() -> Router {
     within(Router::builder().listen(loopback()).any_open_realm().start()).await.unwrap()
 }
 
+/// A router on both address families.
+pub(crate) async fn dual_router() -> Router {
+    let listen = "[::]:0".parse().unwrap();
+    within(Router::builder().listen(listen).any_open_realm().start()).await.unwrap()
+}
+
+/// A node with a socket of its own at `bind`, attached to such a router by the same address family.
+pub(crate) fn bound(router: &Router, bind: &str) -> NodeBuilder {
+    let host = if bind.starts_with('[') { "[::1]" } else { "127.0.0.1" };
+    let gateway = format!("{}@{host}:{}", router.id(), router.local_addr().port());
+    Node::builder().realm(REALM).gateway(gateway).bind(bind.parse().unwrap())
+}
+
 /// A router with a given key and address; the port may take a moment to be free.
 pub(crate) async fn router_at(listen: SocketAddr, key: SecretKey) -> Router {
     within(async {

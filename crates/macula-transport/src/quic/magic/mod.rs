@@ -416,7 +416,7 @@ fn send_one(gateway: &noq::Connection, datagram: &Datagram) -> Sent {
 }
 
 /// Joins two halves of a packet; one whose other half did not come is forgotten.
-fn join(half: &mut Option<(Part, Bytes)>, part: Part, packet: Bytes) -> Option<Bytes> {
+pub(super) fn join(half: &mut Option<(Part, Bytes)>, part: Part, packet: Bytes) -> Option<Bytes> {
     match (half.take(), part) {
         (Some((Part::First(one), first)), Part::Second(two)) if one == two => {
             Some([first, packet].concat().into())

@@ -153,7 +153,7 @@ impl Scout {
         let mut watch = self.state.watch();
         let mut patience = PLAIN_FIRST;
         loop {
-            if wait_for(&mut watch, PathKind::Relayed).await.is_none() {
+            if watch.wait_for(|(_, (kind, _))| *kind != PathKind::Direct).await.is_err() {
                 return;
             }
             if timeout(patience, wait_for(&mut watch, PathKind::Direct)).await.is_ok() {

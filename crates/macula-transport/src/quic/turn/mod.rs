@@ -169,7 +169,7 @@ pub(super) struct Seat {
     wants: bool,
     /// Since when it has had no direct path.
     since: Option<Instant>,
-    /// Whether only the gateway's path is left.
+    /// Whether only the gateway's path is left, or another member's.
     is_open: bool,
     guests: Vec<IpAddr>,
 }
@@ -183,7 +183,8 @@ impl Seat {
         Self { peers, may, wants: false, since, is_open: true, guests: Vec::new() }
     }
 
-    /// Whether relayed addresses are of use to the link: while only the gateway's path is left.
+    /// Whether relayed addresses are of use to the link: while only the gateway's path is left, or another
+    /// member's.
     /// Checked again, they would bring one path after another in place of that in use.
     pub(super) fn is_open(&self) -> bool {
         self.may && self.is_open
@@ -198,7 +199,7 @@ impl Seat {
         if is_direct && self.peers.turns.policy != TurnUse::AtOnce {
             self.want(false);
         }
-        let is_open = class == Class::Relay;
+        let is_open = matches!(class, Class::Relay | Class::Member(_));
         std::mem::replace(&mut self.is_open, is_open) != is_open
     }
 
