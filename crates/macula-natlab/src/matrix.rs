@@ -129,6 +129,11 @@ impl Gateway {
     pub(crate) fn end(self) {
         self.program.end();
     }
+
+    /// Ends it without a word to anybody.
+    pub(crate) fn kill(self) {
+        drop(self.program);
+    }
 }
 
 /// Where a pair runs: sites and hosts of initiator and responder.
@@ -223,6 +228,17 @@ impl Stage<'_> {
             &arguments,
         )?;
         Ok(Running { initiator, responder })
+    }
+
+    /// Starts a third member, which carries packets of others.
+    pub(crate) fn start_carrier(&self, seat: (usize, usize)) -> Result<Program, LabError> {
+        let (site, realm) = (self.site(seat), &self.subject.realm);
+        let here = self.address(site.access);
+        let arguments = ["lab", "responder", "-g", &here, "-r", realm, "--json", "--carry"];
+        let (netns, home) = (&site.hosts[seat.1].netns, self.home.join("carrier"));
+        let mut carrier = Program::start(self.subject, "the carrier", netns, &home, &arguments)?;
+        carrier.expect("ready", READY_TIMEOUT, self.stop)?;
+        Ok(carrier)
     }
 
     pub(crate) fn count(&self, seats: Seats) -> Result<[Counters; 2], LabError> {

@@ -71,9 +71,18 @@ impl Program {
         std::fs::create_dir_all(home).map_err(failed)?;
         let mut command = netns.spawner(&subject.program);
         command.args(&subject.leading).args(arguments).env("MACULA_HOME", home);
-        for variable in
-            ["KEY", "REALM", "GATEWAY", "LISTEN", "CONFIG", "GRANT", "VIA", "TUNNEL_LISTEN"]
-        {
+        for variable in [
+            "KEY",
+            "REALM",
+            "GATEWAY",
+            "LISTEN",
+            "CONFIG",
+            "GRANT",
+            "VIA",
+            "TUNNEL_LISTEN",
+            "CARRY",
+            "BIND",
+        ] {
             command.env_remove(format!("MACULA_{variable}"));
         }
         // Ctrl-C on the terminal is for the laboratory, which then ends its programs.

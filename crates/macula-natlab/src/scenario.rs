@@ -1,4 +1,4 @@
-//! Trouble for a pair that talks directly: how long is it silent, and does it find back?
+//! Trouble for a pair that talks directly, or through a member: how long is it silent, and does it find back?
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -25,11 +25,14 @@ pub enum Scenario {
     Idle,
     /// A tenth of all packets of the initiator's link vanishes.
     Loss,
+    /// The pair has no direct path and talks through a third member; the gateway is killed.
+    GatewayDies,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Reboot, Self::Roam, Self::LinkDown, Self::Idle, Self::Loss];
+    pub const ALL: [Self; 6] =
+        [Self::Reboot, Self::Roam, Self::LinkDown, Self::Idle, Self::Loss, Self::GatewayDies];
 
     /// As on the command line.
     #[must_use]
@@ -40,14 +43,21 @@ impl Scenario {
             Self::LinkDown => "linkdown",
             Self::Idle => "idle",
             Self::Loss => "loss",
+            Self::GatewayDies => "gatewaydies",
         }
     }
 
     fn kind(self) -> NatKind {
         match self {
             Self::Idle => NatKind::ShortTimeout,
+            Self::GatewayDies => NatKind::Symmetric,
             _ => NatKind::PortRestricted,
         }
+    }
+
+    /// How the pair talks before.
+    fn path(self) -> &'static str {
+        if self == Self::GatewayDies { "member" } else { "direct" }
     }
 }
 
@@ -59,9 +69,9 @@ impl fmt::Display for Scenario {
 
 /// From the trouble's beginning to the pair's end.
 const AFTER: Duration = Duration::from_secs(20);
-/// A pair may take so long to become direct.
-const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// It talks directly for so long before the trouble.
+/// A pair may take so long to find its path.
+const PATH_TIMEOUT: Duration = Duration::from_secs(15);
+/// It talks that way for so long before the trouble.
 const SETTLE: Duration = Duration::from_secs(2);
 /// The cable is out for so long.
 const OUT: Duration = Duration::from_secs(5);
@@ -93,7 +103,7 @@ pub struct Report {
 /// Builds what the scenario needs, runs it.
 ///
 /// # Errors
-/// When the laboratory does not work, was stopped, or the pair never became direct.
+/// When the laboratory does not work, was stopped, or the pair never found the path that the trouble is for.
 pub fn run(
     lab: &mut Lab,
     subject: &Subject,
@@ -103,7 +113,11 @@ pub fn run(
 ) -> Result<Report, LabError> {
     let access = Access::Single(scenario.kind());
     let (own, peer) = (lab.add_site(access)?, lab.add_site(access)?);
-    let other = (scenario == Scenario::Roam).then(|| lab.add_site(access)).transpose()?;
+    let third = match scenario {
+        Scenario::Roam => Some(lab.add_site(access)?),
+        Scenario::GatewayDies => Some(lab.add_site(Access::Single(NatKind::FullCone))?),
+        _ => None,
+    };
     measure_delays(lab, Duration::ZERO)?;
     let home = tempfile::tempdir().map_err(|error| LabError::new("a directory", error))?;
     let gateway = Gateway::start(lab, subject, home.path(), stop)?;
@@ -113,11 +127,13 @@ pub fn run(
     };
     let seats = Seats { initiator: (own, 0), responder: (peer, 0) };
     let stage = Stage { lab, subject, gateway: gateway.id(), home: home.path(), stop };
-    let time = DIRECT_TIMEOUT + SETTLE + after;
+    let time = PATH_TIMEOUT + SETTLE + after;
+    let carrier = third.filter(|_| scenario == Scenario::GatewayDies);
+    let carrier = carrier.map(|third| stage.start_carrier((third, 0))).transpose()?;
     let mut running = stage.start("pair", seats, time, interval, &[])?;
     loop {
-        let told = running.initiator.expect("path", DIRECT_TIMEOUT, stop)?;
-        if told.path == "direct" {
+        let told = running.initiator.expect("path", PATH_TIMEOUT, stop)?;
+        if told.path == scenario.path() {
             break;
         }
     }
@@ -126,9 +142,10 @@ pub fn run(
     let trouble = Instant::now();
     ear.last = Some(ear.last.unwrap_or(trouble));
     (ear.longest, ear.slowest) = (Duration::ZERO, None);
+    let mut gateway = Some(gateway);
     match scenario {
         Scenario::Reboot => lab.sites[own].reboot()?,
-        Scenario::Roam => lab.roam(own, other.unwrap_or(own))?,
+        Scenario::Roam => lab.roam(own, third.unwrap_or(own))?,
         Scenario::LinkDown => {
             lab.sites[own].hosts[0].unplug()?;
             listen(&mut ear, &mut running.initiator, OUT, stop)?;
@@ -136,6 +153,7 @@ pub fn run(
         }
         Scenario::Idle => {}
         Scenario::Loss => lab.set_loss(own, LOSS)?,
+        Scenario::GatewayDies => gateway.take().into_iter().for_each(Gateway::kill),
     }
     listen(&mut ear, &mut running.initiator, after, stop)?;
     ear.silence_until(Instant::now());
@@ -144,7 +162,8 @@ pub fn run(
     listen(&mut ear, &mut running.initiator, LAST_WORDS, stop).ok();
     running.initiator.end();
     running.responder.end();
-    gateway.end();
+    carrier.into_iter().for_each(crate::program::Program::end);
+    gateway.into_iter().for_each(Gateway::end);
     Ok(Report {
         scenario: scenario.name(),
         longest_silence_ms: ear.longest.as_secs_f64() * 1e3,

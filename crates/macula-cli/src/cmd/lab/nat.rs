@@ -103,6 +103,8 @@ pub(crate) enum ScenarioArg {
     Idle,
     /// A tenth of all packets of one side vanishes
     Loss,
+    /// A pair behind symmetric NATs talks through a third member, and the gateway is killed
+    Gatewaydies,
 }
 
 impl From<ScenarioArg> for Scenario {
@@ -113,6 +115,7 @@ impl From<ScenarioArg> for Scenario {
             ScenarioArg::Linkdown => Self::LinkDown,
             ScenarioArg::Idle => Self::Idle,
             ScenarioArg::Loss => Self::Loss,
+            ScenarioArg::Gatewaydies => Self::GatewayDies,
         }
     }
 }
