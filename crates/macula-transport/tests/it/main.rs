@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod carriers;
 mod connect;
 mod flow;
 mod frames;

@@ -33,8 +33,10 @@ pub(crate) struct Hub {
     weather: Arc<Weather>,
     pub(crate) alice: Endpoint,
     pub(crate) bob: Endpoint,
+    /// Of no use to most.
+    pub(crate) carol: Endpoint,
     _gateway: Endpoint,
-    _links: [Side; 2],
+    _links: Vec<Side>,
 }
 
 fn peer(seed: u8, change: impl FnOnce(&mut EndpointConfig)) -> Endpoint {
@@ -45,7 +47,7 @@ fn peer(seed: u8, change: impl FnOnce(&mut EndpointConfig)) -> Endpoint {
     Endpoint::bind(&config).unwrap()
 }
 
-fn id(seed: u8) -> macula_proto::EndpointId {
+pub(crate) fn id(seed: u8) -> macula_proto::EndpointId {
     SecretKey::from_seed([seed; 32]).id()
 }
 
@@ -53,17 +55,17 @@ async fn hub(change: impl Fn(&mut EndpointConfig)) -> Hub {
     hub_with(|_, config| change(config)).await
 }
 
-/// With settings by seed: 2 for alice, 3 for bob.
+/// With settings by seed: 2 for alice, 3 for bob, 4 for carol.
 pub(crate) async fn hub_with(change: impl Fn(u8, &mut EndpointConfig)) -> Hub {
     let mut config = config(1);
     config.listen = Some((Ipv6Addr::UNSPECIFIED, 0).into());
     let gateway = Endpoint::bind(&config).unwrap();
     let weather = Arc::new(Weather::default());
-    let (alice, bob) = (peer(2, |it| change(2, it)), peer(3, |it| change(3, it)));
+    let [alice, bob, carol] = [2, 3, 4].map(|seed| peer(seed, |it| change(seed, it)));
     let (sender, events) = mpsc::channel(1024);
     let mut at_gateway = Vec::new();
     let mut links = Vec::new();
-    for (number, peer) in [(2, &alice), (3, &bob)] {
+    for (number, peer) in [(2, &alice), (3, &bob), (4, &carol)] {
         let is_ipv6 = peer.local_addr().is_ipv6();
         let host = if is_ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
         let mut gateway_at = target(&gateway, 1);
@@ -78,8 +80,7 @@ pub(crate) async fn hub_with(change: impl Fn(u8, &mut EndpointConfig)) -> Hub {
         links.push(side);
     }
     tokio::spawn(relay(events, at_gateway, Arc::clone(&weather)));
-    let links: [Side; 2] = links.try_into().ok().unwrap();
-    Hub { weather, alice, bob, _gateway: gateway, _links: links }
+    Hub { weather, alice, bob, carol, _gateway: gateway, _links: links }
 }
 
 /// What a router does, with the weather.
