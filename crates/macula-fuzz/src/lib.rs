@@ -18,6 +18,7 @@ mod assemble;
 #[path = "../../macula-gateway/src/compat07/core/mod.rs"]
 mod compat07;
 mod control;
+mod datagram;
 mod door;
 mod frame;
 mod grant;
@@ -41,6 +42,7 @@ mod tunnel;
 mod world;
 
 pub use control::control;
+pub use datagram::datagram;
 pub use door::door;
 pub use frame::frame;
 pub use grant::grant;
@@ -55,7 +57,7 @@ pub use tunnel::tunnel;
 pub type Body = fn(data: &[u8]);
 
 /// Every body, by the name of its target.
-pub const TARGETS: [(&str, Body); 10] = [
+pub const TARGETS: [(&str, Body); 11] = [
     ("frame", frame),
     ("message", message),
     ("control", control),
@@ -66,4 +68,5 @@ pub const TARGETS: [(&str, Body); 10] = [
     ("stun", stun),
     ("door", door),
     ("tunnel", tunnel),
+    ("datagram", datagram),
 ];

@@ -42,6 +42,7 @@ fn seeds() -> Seeds {
     stuns(&mut seeds);
     doors(&mut seeds);
     tunnels(&mut seeds);
+    datagrams(&mut seeds);
     for (index, lines) in PATTERNS.iter().enumerate() {
         seeds.insert(("pattern", format!("hand_{index}")), lines.as_bytes().to_vec());
     }
@@ -182,6 +183,25 @@ fn tunnels(seeds: &mut Seeds) {
     ];
     for (name, cut, stream) in scripts {
         seeds.insert(("tunnel", name.to_owned()), [&[cut][..], stream].concat());
+    }
+}
+
+/// Seeds of `datagram`: one of each.
+fn datagrams(seeds: &mut Seeds) {
+    let id = [7; 32];
+    let offer: &[u8] = &[4, 2, 1, 4, 10, 0, 0, 1, 0x11, 0x51, 3, 4, 192, 0, 2, 1, 0, 1];
+    let signal: &[u8] = &[2, 192, 0, 2, 1, 0x11, 0x51];
+    let all: [(&str, Vec<u8>); 7] = [
+        ("relay", [&[1, 0][..], &id, &[0x41; 60]].concat()),
+        ("relayed", [&[2, 2][..], &id, &[1, 2], &[0x41; 30]].concat()),
+        ("unreachable", [&[3, 1][..], &id].concat()),
+        ("offer", offer.to_vec()),
+        ("search", [&[5, 1][..], &[9; 16], signal].concat()),
+        ("no_search", [&[5, 3][..], &[9; 16], &[2]].concat()),
+        ("via", [&[6][..], &id].concat()),
+    ];
+    for (name, data) in all {
+        seeds.insert(("datagram", name.to_owned()), data);
     }
 }
 
