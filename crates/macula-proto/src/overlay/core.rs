@@ -186,3 +186,29 @@ impl Core {
         around.mul_f64(share)
     }
 }
+
+/// What tests of the parts need.
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+    use crate::overlay::Notary;
+
+    struct Trusting;
+
+    impl Notary for Trusting {
+        fn sign(&self, _: &EndpointId, _: &[u8]) -> [u8; 64] {
+            [0; 64]
+        }
+
+        fn verify(&self, _: &EndpointId, _: &[u8], _: &[u8; 64]) -> bool {
+            true
+        }
+    }
+
+    /// A node that knows nobody.
+    pub(in super::super) fn lone_node() -> Core {
+        let config = Config { links_per_net: None, ..Config::new(Arc::new(Trusting)) };
+        let (id, realm) = (EndpointId::from_bytes([255; 32]), RealmId::from_bytes([1; 32]));
+        Core::new(id, realm, Arc::new(config), 1)
+    }
+}

@@ -6,6 +6,7 @@ use super::api::Output;
 use super::coordinate::Coordinate;
 use super::core::{Core, Tag, Upcall};
 use super::message::{Body, Contact, Message, Need, Reply};
+use super::table::Known;
 use crate::id::{Distance, EndpointId, Key, LinkId};
 use crate::time::Time;
 
@@ -73,6 +74,8 @@ struct Connecting {
     peer: EndpointId,
     key: Key,
     need: Need,
+    /// It did not answer the last time.
+    is_doubtful: bool,
     /// A part of this node wants to hear of a failure.
     is_watched: bool,
 }
@@ -138,9 +141,15 @@ impl Links {
         self.connecting.len()
     }
 
-    /// Whether a link to one of the closest is still being made.
-    pub(super) fn is_connecting_sibling(&self) -> bool {
-        self.connecting.iter().any(|entry| entry.need == Need::Sibling)
+    /// Links that are being made to those that have answered so far: not to wait for others, which may
+    /// never answer.
+    pub(super) fn awaited(&self) -> usize {
+        self.connecting.iter().filter(|entry| !entry.is_doubtful).count()
+    }
+
+    /// Whether one of them is to one of the closest.
+    pub(super) fn is_awaiting_sibling(&self) -> bool {
+        self.connecting.iter().any(|entry| entry.need == Need::Sibling && !entry.is_doubtful)
     }
 
     pub(super) fn to(&self, peer: &EndpointId) -> Option<&Link> {
@@ -280,7 +289,9 @@ impl Core {
         if self.links.connecting.len() >= CONNECTING_MAX {
             return false;
         }
-        let entry = Connecting { peer: peer.id, key: peer.key, need, is_watched };
+        let known = self.table.find(&self.key, &peer.key);
+        let is_doubtful = known.is_some_and(Known::is_doubtful);
+        let entry = Connecting { peer: peer.id, key: peer.key, need, is_doubtful, is_watched };
         self.links.connecting.push(entry);
         self.stats.connects_sent += 1;
         let body = Body::Connect { from: self.me(), need };

@@ -38,6 +38,11 @@ impl Known {
         Time::START + Duration::from_secs(self.rest_until.into())
     }
 
+    /// Whether it did not answer the last time that it was asked.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.failures > 0
+    }
+
     /// Whether it may be asked for a link now.
     pub(super) fn is_ready(&self, now: Time) -> bool {
         self.rest_until <= seconds(now)

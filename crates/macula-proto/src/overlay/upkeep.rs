@@ -38,6 +38,9 @@ const MOVED: Duration = Duration::from_millis(25);
 /// With fewer links than siblings are wanted the application is told; first pause before it is told
 /// again, and longest.
 const LONELY_PAUSE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(240));
+/// After this a newcomer whose search was answered is joined, whatever is still lacking: somebody may name
+/// routers without end that do not exist.
+const JOIN_PATIENCE: Duration = Duration::from_secs(120);
 /// Ways on which a newcomer asks for itself at once.
 const JOIN_PATHS: u8 = 2;
 
@@ -62,7 +65,8 @@ pub(super) struct Upkeep {
     quiet: u8,
     /// When the application may be told again how few neighbours there are, and the pause after that.
     lonely: Option<(Time, Duration)>,
-    is_joining: bool,
+    /// Since when the node tries to become part of the overlay.
+    joining: Option<Time>,
     /// Somebody has said who is close to this node.
     is_answered: bool,
     /// A search for the routers around the own key was not answered: the closest of them may be one
@@ -117,7 +121,9 @@ impl Core {
             self.upkeep.is_joined = true;
             return self.event(Event::Joined);
         }
-        self.upkeep.is_joining = !self.upkeep.is_joined;
+        if !self.upkeep.is_joined {
+            self.upkeep.joining.get_or_insert(now);
+        }
         self.ask_for_self(now, None);
         self.upkeep.by(now + self.config.attempt_timeout);
     }
@@ -128,7 +134,7 @@ impl Core {
         let body = Body::Find { except: Some(self.id), early };
         let deadline = now + self.config.attempt_timeout * 4;
         // a newcomer's first neighbour may drop what it is given
-        let paths = if self.upkeep.is_joining && first.is_none() { JOIN_PATHS } else { 1 };
+        let paths = if self.upkeep.joining.is_some() && first.is_none() { JOIN_PATHS } else { 1 };
         self.request_via(now, self.key, body, paths, Tag::Join, deadline, first);
     }
 
@@ -180,7 +186,7 @@ impl Core {
     /// The closest routers to this node's own key were found.
     pub(super) fn found_self(&mut self, now: Time, closest: &[Contact]) {
         self.upkeep.is_unanswered = closest.is_empty();
-        if closest.is_empty() && self.upkeep.is_joining && self.links.len() > 0 {
+        if closest.is_empty() && self.upkeep.joining.is_some() && self.links.len() > 0 {
             self.ask_for_self(now, None);
         }
         self.upkeep.is_answered |= !closest.is_empty();
@@ -257,12 +263,15 @@ impl Core {
         let mut room = CONNECTS_PER_LOOK;
         let (missing_siblings, rested) = self.want_siblings(now, &mut room);
         self.exchange_siblings();
-        let is_settled = missing_siblings == 0 && !self.links.is_connecting_sibling();
+        let is_settled = missing_siblings == 0 && !self.links.is_awaiting_sibling();
         let wants_more = if is_settled { self.want_buckets(now, &mut room) } else { false };
-        let is_complete = is_settled && !wants_more && self.links.connecting() == 0;
+        let is_complete = is_settled && !wants_more && self.links.awaited() == 0;
         let is_found = self.upkeep.is_answered || self.links.len() >= self.config.siblings;
-        if self.upkeep.is_joining && is_complete && is_found {
-            self.upkeep.is_joining = false;
+        let since = self.upkeep.joining;
+        let is_late = since.is_some_and(|at| now.saturating_since(at) >= JOIN_PATIENCE);
+        if since.is_some() && is_found && (is_complete || is_late) {
+            self.stats.joins_incomplete += u64::from(!is_complete);
+            self.upkeep.joining = None;
             self.upkeep.is_joined = true;
             self.event(Event::Joined);
             let all: Vec<(LinkId, Need)> =
@@ -314,13 +323,13 @@ impl Core {
         }
     }
 
-    /// Asks for links to the closest routers known; returns how many of those are missing, and when the
-    /// first that rests may be asked again.
+    /// Asks for links to the closest routers known; returns how many of those that may well answer are
+    /// missing, and when the first that rests may be asked again.
     fn want_siblings(&mut self, now: Time, room: &mut usize) -> (usize, Option<Time>) {
         let wanted = self.config.siblings;
         // the deepest buckets hold the closest; within a bucket order by distance
         let reach = self.links.reach(&self.key, wanted);
-        let mut close: Vec<(Distance, Contact)> = Vec::new();
+        let mut close: Vec<(Distance, bool, Contact)> = Vec::new();
         let mut last_bucket = None;
         let mut rested: Option<Time> = None;
         for (bucket, known) in self.table.iter().rev() {
@@ -333,23 +342,25 @@ impl Core {
                 continue;
             }
             if known.is_ready(now) {
-                close.push((distance, known.contact));
+                close.push((distance, known.is_doubtful(), known.contact));
             } else if self.links.to(&known.contact.id).is_none() {
                 rested = rested.into_iter().chain([known.ready_at()]).min();
             }
         }
-        close.sort_unstable_by_key(|(distance, _)| *distance);
+        close.sort_unstable_by_key(|(distance, ..)| *distance);
         close.truncate(wanted);
         let mut missing = 0;
-        for (_, contact) in close {
+        for (_, is_doubtful, contact) in close {
             if self.links.to(&contact.id).is_some() {
                 continue;
             }
+            // who did not answer is asked again, but others shall not have to wait for that
+            let counts = usize::from(!is_doubtful);
             if self.links.is_connecting(&contact.id) {
-                missing += 1;
+                missing += counts;
             } else if *room > 0 && self.start_connecting(now, contact, Need::Sibling, false, None) {
                 *room -= 1;
-                missing += 1;
+                missing += counts;
             }
         }
         (missing, rested)
@@ -544,4 +555,84 @@ impl Core {
 fn crowding(bucket: u8, key: &Key, linked: &[Key]) -> u8 {
     let shared = linked.iter().map(|other| key.distance(other).shared_bits()).max();
     shared.map_or(0, |bits| bits.saturating_sub(bucket.saturating_add(1)).min(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::EndpointId;
+    use crate::overlay::api::Output;
+    use crate::overlay::core::{Upcall, testing::lone_node};
+    use crate::overlay::message::{Answer, Reply};
+
+    /// Lets a newcomer join by way of one neighbour that names routers which never answer, and says
+    /// after how many seconds it has joined. `names` tells whom it names in each second.
+    fn seconds_to_join(node: &mut Core, names: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        let (link, rtt) = (LinkId(1), Duration::from_millis(20));
+        let only =
+            Contact::new(&node.realm, EndpointId::from_bytes([1; 32]), Coordinate::default());
+        let mut now = Time::START;
+        node.link_up(now, link, only.id, rtt, 0);
+        node.join(now);
+        for second in 0..300 {
+            let until = Time::START + Duration::from_secs(second);
+            if let Some(number) = names(second) {
+                let mut id = [0; 32];
+                id[..8].copy_from_slice(&number.to_be_bytes());
+                let id = EndpointId::from_bytes(id);
+                let contacts = vec![Contact::new(&node.realm, id, Coordinate::default())];
+                let at = Coordinate::default();
+                node.received(now, link, Message::Siblings { at, ask: false, contacts });
+            }
+            loop {
+                while let Some(output) = node.poll_output() {
+                    match output {
+                        Output::Event(Event::Joined) => return Some(second),
+                        Output::Send { message: Message::Route(route), .. } => {
+                            let id = route.id;
+                            node.received(now, link, Message::Ack { id });
+                            if let Body::Find { .. } = route.body {
+                                let reply = Reply::Closest(vec![only]);
+                                let answer = Answer { id, hops: 1, reply };
+                                node.received(now, link, Message::Answer(Box::new(answer)));
+                            }
+                        }
+                        Output::Send { message: Message::Probe { token }, .. } => {
+                            node.received(now, link, Message::Alive { token });
+                        }
+                        _ => {}
+                    }
+                }
+                while let Some(upcall) = node.poll_upcall() {
+                    if let Upcall::Replied { tag, outcome } = upcall {
+                        node.replied(now, tag, outcome);
+                    }
+                }
+                match node.poll_timeout().filter(|due| *due <= until) {
+                    Some(due) => now = now.max(due),
+                    None => break,
+                }
+                node.tick(now);
+            }
+            now = until;
+        }
+        None
+    }
+
+    #[test]
+    fn a_newcomer_does_not_wait_for_those_that_do_not_answer() {
+        let mut node = lone_node();
+        // forty of them, each named every 40 s
+        let seconds = seconds_to_join(&mut node, |second| Some(second % 40));
+        assert!(seconds.is_some_and(|seconds| seconds < 60), "{seconds:?}");
+        assert_eq!(node.stats.joins_incomplete, 0);
+    }
+
+    #[test]
+    fn a_newcomer_is_joined_at_last_whoever_is_named_to_it() {
+        let mut node = lone_node();
+        let seconds = seconds_to_join(&mut node, Some).expect("it joins");
+        assert!((120..125).contains(&seconds), "{seconds}");
+        assert_eq!(node.stats.joins_incomplete, 1);
+    }
 }
