@@ -393,6 +393,8 @@ pub struct Stats {
     pub lonely: u64,
     pub walk_questions: u64,
     pub walk_silent: u64,
+    pub walks_cut_short: u64,
+    pub first_hops_suspect: u64,
     pub joins_incomplete: u64,
     pub connects_sent: u64,
     pub connects_refused: u64,

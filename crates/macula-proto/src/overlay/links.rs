@@ -22,6 +22,9 @@ const REST: Duration = Duration::from_secs(30);
 const UNSAID_FOR: Duration = Duration::from_secs(2);
 /// A link that goes down so soon was refused.
 const REFUSED_WITHIN: Duration = Duration::from_secs(1);
+/// After so many own lookups in a row that it took over and that were not answered, a neighbour may be one
+/// that drops them. Of an honest one four tenths may fail when a tenth of all routers drop what they get.
+const UNANSWERED_MAX: u8 = 4;
 /// Former neighbours that are tried again.
 const LOST_MAX: usize = 8;
 /// First pause before a former neighbour is tried again; it doubles each time.
@@ -45,6 +48,8 @@ pub(super) struct Link {
     pub(super) users: u16,
     /// Acknowledgements missed in a row.
     pub(super) missed: u8,
+    /// Own lookups given there in a row that it took over and that were never answered.
+    pub(super) unanswered: u8,
     /// When the outstanding probe counts as lost.
     pub(super) probe_due: Option<Time>,
     /// The other can pass routes on.
@@ -65,6 +70,11 @@ impl Link {
     /// Whether neither side needs it.
     pub(super) fn is_surplus(&self) -> bool {
         self.mine == Need::None && self.theirs == Need::None && self.users == 0
+    }
+
+    /// Whether it may drop what it takes over.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.unanswered >= UNANSWERED_MAX
     }
 }
 
@@ -447,6 +457,7 @@ impl Core {
             theirs: Need::None,
             users: 0,
             missed: 0,
+            unanswered: 0,
             probe_due: None,
             is_ready: false,
             since: now,

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::api::Event;
 use super::core::{Arrival, Core, Outcome, Tag, Upcall};
+use super::links::Link;
 use super::message::{Answer, Body, Contact, Message, Need, Reply, Route};
 use super::walk::Purpose;
 use crate::id::{Distance, EndpointId, Key, LinkId};
@@ -50,6 +51,8 @@ struct Watch {
     tried: Vec<LinkId>,
     /// Siblings asked to help out.
     detours: u8,
+    /// Whoever it comes to answers at once.
+    is_lookup: bool,
     sent: Time,
     /// When something is due: the acknowledgement, or forgetting.
     due: Time,
@@ -224,24 +227,65 @@ impl Core {
         });
         // other ways begin with other first hops
         let mut tried = request.first_hops.clone();
+        let is_further = request.attempts > 1;
         self.stats.routes_originated += 1;
-        match first {
-            Some(link) => {
-                self.give(now, link, route, Err(number), Vec::new(), 0);
+        if let Some(link) = first {
+            return self.give(now, link, route, Err(number), Vec::new(), 0);
+        }
+        if is_further && let Some((link, is_closer)) = self.other_first_hop(&route, &tried) {
+            if !is_closer {
+                route.floor = Distance::MAX;
             }
-            None => {
-                if tried.len() >= TRIES_MAX {
-                    tried.clear();
-                }
-                if !tried.is_empty() && matches!(self.choose(&route, &tried, None, 0), Choice::Here)
-                {
-                    // no other way makes progress: the same once more
-                    tried.clear();
-                    route.salt = 0;
-                }
-                self.pass_on(now, route, Err(number), tried, 0);
+            let tried = if tried.len() >= TRIES_MAX { Vec::new() } else { tried };
+            return self.give(now, link, route, Err(number), tried, 0);
+        }
+        if tried.len() >= TRIES_MAX {
+            tried.clear();
+        }
+        if !tried.is_empty() && matches!(self.choose(&route, &tried, None, 0), Choice::Here) {
+            // no other way makes progress: the same once more
+            tried.clear();
+            route.salt = 0;
+        }
+        self.pass_on(now, route, Err(number), tried, 0);
+    }
+
+    /// The first hop of a further way, and whether it is closer to the target: any that is and that no way
+    /// of the request began with. The closest would be the same for all that is asked there, and all that
+    /// in vain if they drop what they are given. A lookup may also begin with those that are farther,
+    /// unless this node itself is the closest that it knows.
+    fn other_first_hop(&mut self, route: &Route, tried: &[LinkId]) -> Option<(LinkId, bool)> {
+        let except = match &route.body {
+            Body::Find { except, .. } => *except,
+            Body::Connect { from, .. } => Some(from.id),
+            _ => None,
+        };
+        let may_stray = is_lookup(&route.body) && !tried.is_empty();
+        // closer ones, farther ones, and then closer ones that may drop it
+        let mut among: [Vec<LinkId>; 3] = Default::default();
+        for link in self.links.iter() {
+            let distance = link.peer.key.distance(&route.target);
+            if Some(link.peer.id) == except || link.missed > 0 || tried.contains(&link.id) {
+                continue;
+            }
+            if distance == Distance::ZERO {
+                return Some((link.id, true));
+            }
+            let class = match (link.is_suspect(), distance < route.floor) {
+                (false, true) => 0,
+                (false, false) if may_stray => 1,
+                (true, true) => 2,
+                _ => continue,
+            };
+            if link.is_ready
+                && let Some(class) = among.get_mut(class)
+            {
+                class.push(link.id);
             }
         }
+        let (class, among) = among.iter().enumerate().find(|(_, class)| !class.is_empty())?;
+        let place = (self.draw() as usize).checked_rem(among.len())?;
+        among.get(place).map(|link| (*link, class != 1))
     }
 
     /// Chooses what to do with a route at this hop.
@@ -262,11 +306,14 @@ impl Core {
         {
             return Choice::Here;
         }
-        let usable = |link: &super::links::Link| {
+        let usable = |link: &Link| {
             Some(link.id) != from && Some(link.peer.id) != except && !tried.contains(&link.id)
         };
         // those that do not answer lately only when there is nobody else
         let mut best: [Option<(bool, Distance, LinkId)>; SALTED_CHOICES] = [None; SALTED_CHOICES];
+        let is_suspect = |link: &Link, distance: Distance| {
+            route.salt != 0 && distance != Distance::ZERO && link.is_suspect()
+        };
         for link in self.links.iter() {
             let distance = link.peer.key.distance(&route.target);
             if distance >= floor
@@ -275,7 +322,8 @@ impl Core {
             {
                 continue;
             }
-            let mut entry = Some((link.missed > 0, distance, link.id));
+            let is_doubtful = link.missed > 0 || is_suspect(link, distance);
+            let mut entry = Some((is_doubtful, distance, link.id));
             for place in &mut best {
                 if place.is_none() || entry < *place {
                     std::mem::swap(place, &mut entry);
@@ -292,8 +340,12 @@ impl Core {
             (_, [Some((_, Distance::ZERO, _)), ..]) => 0,
             (salt, _) => usize::from(salt.rotate_left(u32::from(route.hops) * 5)) % count,
         };
-        if let Some((_, _, link)) = best.get(pick).copied().flatten() {
-            return Choice::Next(link);
+        if let Some((_, distance, link)) = best.get(pick).copied().flatten() {
+            // of a lookup it is enough to name somebody who may drop it
+            let may_end = matches!(route.body, Body::Find { .. }) && from.is_some();
+            let is_dropped = self.links.get(link).is_some_and(|link| is_suspect(link, distance));
+            let ends = may_end && is_dropped && own <= route.floor;
+            return if ends { Choice::Here } else { Choice::Next(link) };
         }
         let bucket = self.key.distance(&route.target).shared_bits();
         if own > route.floor {
@@ -390,8 +442,17 @@ impl Core {
             request.may_have_run = true;
         }
         let due = now + self.hop_wait(link);
-        let watch =
-            Watch { from, route: Some(route), next: Some(link), tried, detours, sent: now, due };
+        let is_lookup = is_lookup(&route.body);
+        let watch = Watch {
+            from,
+            route: Some(route),
+            next: Some(link),
+            tried,
+            detours,
+            is_lookup,
+            sent: now,
+            due,
+        };
         self.routes.watch(id, watch);
         self.send(link, Message::Route(onward));
     }
@@ -403,8 +464,16 @@ impl Core {
     /// The route ends at this node.
     fn arrive(&mut self, now: Time, route: Route, from: Result<LinkId, u64>) {
         let due = now + ANSWER_WITHIN;
-        let watch =
-            Watch { from, route: None, next: None, tried: Vec::new(), detours: 0, sent: now, due };
+        let watch = Watch {
+            from,
+            route: None,
+            next: None,
+            tried: Vec::new(),
+            detours: 0,
+            is_lookup: false,
+            sent: now,
+            due,
+        };
         self.routes.watch(route.id, watch);
         self.upcall(Upcall::Arrived(Arrival {
             id: route.id,
@@ -566,7 +635,12 @@ impl Core {
         let Some(watch) = self.forget_route(answer.id) else { return };
         match watch.from {
             Ok(back) => self.send(back, Message::Answer(Box::new(answer))),
-            Err(number) => self.request_answered(now, number, answer),
+            Err(number) => {
+                if let Some(link) = self.links.get_mut(from) {
+                    link.unanswered = 0;
+                }
+                self.request_answered(now, number, answer);
+            }
         }
     }
 
@@ -624,7 +698,13 @@ impl Core {
         let reply = reply
             .or_else(|| (!request.closest.is_empty()).then_some(Reply::Closest(request.closest)));
         for id in request.open {
-            self.routes.unwatch(id);
+            let is_taken = |watch: &Watch| watch.is_lookup && watch.route.is_none();
+            if reply.is_some() && self.routes.watched.get(&id).is_some_and(is_taken) {
+                // whether it is answered says something about its first hop
+                continue;
+            }
+            let watch = self.routes.unwatch(id);
+            self.unanswered(watch);
         }
         let outcome = Outcome {
             target: request.target,
@@ -657,7 +737,8 @@ impl Core {
                     }
                 }
                 None => {
-                    self.forget_route(id);
+                    let watch = self.forget_route(id);
+                    self.unanswered(watch);
                     self.routes.due.remove(&(due, id));
                 }
             }
@@ -668,6 +749,19 @@ impl Core {
             }
             self.routes.requests_due.remove(&(due, number));
             self.attempt_over(now, number);
+        }
+    }
+
+    /// A lookup that the next hop has taken over was not answered in time. Only this node's own count:
+    /// with theirs others could bring its neighbours into disrepute.
+    fn unanswered(&mut self, watch: Option<Watch>) {
+        let is_own =
+            |watch: &Watch| watch.from.is_err() && watch.is_lookup && watch.route.is_none();
+        let Some(watch) = watch.filter(is_own) else { return };
+        if let Some(link) = watch.next.and_then(|link| self.links.get_mut(link)) {
+            let was_suspect = link.is_suspect();
+            link.unanswered = link.unanswered.saturating_add(1);
+            self.stats.first_hops_suspect += u64::from(link.is_suspect() && !was_suspect);
         }
     }
 
@@ -795,11 +889,205 @@ impl Core {
     }
 }
 
+/// Whether it is answered at once, wherever it comes to.
+const fn is_lookup(body: &Body) -> bool {
+    matches!(body, Body::Find { .. } | Body::Connect { .. } | Body::Near { .. })
+}
+
 /// Whether `me` asks for somebody else, so that it does not count as close to the target itself.
 fn is_for_another(body: &Body, me: &EndpointId) -> bool {
     match body {
         Body::Find { except, .. } => *except == Some(*me),
         Body::Connect { from, .. } => from.id == *me,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::QueryId;
+    use crate::overlay::Coordinate;
+    use crate::overlay::api::Output;
+    use crate::overlay::core::testing::lone_node;
+
+    const RTT: Duration = Duration::from_millis(20);
+
+    /// A node with so many neighbours that pass routes on; their links are 1, 2, 3 and so on.
+    fn node(neighbours: u8) -> Core {
+        let mut node = lone_node();
+        for number in 1..=neighbours {
+            let link = LinkId(number.into());
+            node.link_up(Time::START, link, EndpointId::from_bytes([number; 32]), RTT, 0);
+            let at = Coordinate::default();
+            let keep = Message::Keep { need: Need::Bucket, at, ready: true };
+            node.received(Time::START, link, keep);
+        }
+        while node.poll_output().is_some() {}
+        node
+    }
+
+    /// Routes that it has sent, and on which links.
+    fn sent(node: &mut Core) -> Vec<(LinkId, Route)> {
+        let route = |output| match output {
+            Output::Send { link, message: Message::Route(route) } => Some((link, *route)),
+            _ => None,
+        };
+        std::iter::from_fn(|| node.poll_output()).filter_map(route).collect()
+    }
+
+    /// A key that nobody has, in the node's bucket 0, and a neighbour that is close to it.
+    fn far(node: &Core) -> (Key, LinkId) {
+        let link = node.links.iter().find(|link| link.bucket == 0).expect("half of them are there");
+        (link.peer.key.sibling_at(100, &node.key), link.id)
+    }
+
+    fn find(node: &mut Core, now: Time, target: Key, paths: u8) -> Vec<(LinkId, Route)> {
+        let body = Body::Find { except: None, early: false };
+        node.request(now, target, body, paths, Tag::Ways(QueryId(1)));
+        sent(node)
+    }
+
+    /// All that were given a route take it over, and all but one answer. Returns when others forget.
+    fn answer_all(
+        node: &mut Core,
+        now: Time,
+        ways: Vec<(LinkId, Route)>,
+        silent: Option<LinkId>,
+    ) -> Time {
+        for (link, route) in ways {
+            node.received(now, link, Message::Ack { id: route.id });
+            if Some(link) != silent {
+                let reply = Reply::Closest(vec![node.me()]);
+                let answer = Answer { id: route.id, hops: 3, reply };
+                node.received(now, link, Message::Answer(Box::new(answer)));
+            }
+        }
+        node.routes_tick(now + ANSWER_WITHIN);
+        now + ANSWER_WITHIN
+    }
+
+    fn closer(node: &Core, target: &Key) -> usize {
+        let own = node.key.distance(target);
+        node.links.iter().filter(|link| link.peer.key.distance(target) < own).count()
+    }
+
+    #[test]
+    fn further_ways_begin_with_any_neighbours_that_are_closer() {
+        let mut node = node(40);
+        let (target, _) = far(&node);
+        let all = closer(&node, &target);
+        let mut used = BTreeSet::new();
+        for _ in 0..60 {
+            let ways = find(&mut node, Time::START, target, 4);
+            let own: BTreeSet<LinkId> = ways.iter().map(|(link, _)| *link).collect();
+            assert_eq!((ways.len(), own.len()), (4, 4));
+            let floor = node.key.distance(&target);
+            assert!(ways.iter().all(|(_, route)| route.floor == floor));
+            used.extend(own);
+        }
+        assert!(all >= 10);
+        assert_eq!(used.len(), all);
+    }
+
+    #[test]
+    fn a_lookup_without_closer_first_hops_begins_with_others() {
+        let mut node = node(40);
+        let own = node.key;
+        // the node is closer to this key than all its neighbours but one
+        let by_distance = |link: &Link| link.peer.key.distance(&own);
+        let nearest = node.links.iter().min_by_key(|link| by_distance(link)).expect("some");
+        let (first, target) = (nearest.id, nearest.peer.key.sibling_at(100, &own));
+        assert_eq!(closer(&node, &target), 1);
+        let ways = find(&mut node, Time::START, target, 4);
+        assert_eq!(ways.len(), 4);
+        for (link, route) in ways {
+            let floor = if link == first { own.distance(&target) } else { Distance::MAX };
+            assert_eq!(route.floor, floor);
+        }
+        // what is kept or published must not come to an end with one of those
+        let body = Body::Fetch { kind: 1 };
+        node.request(Time::START, target, body, 4, Tag::Records(1));
+        let ways = sent(&mut node);
+        assert_eq!(ways.len(), 4);
+        assert!(ways.iter().all(|(_, route)| route.floor == own.distance(&target)));
+    }
+
+    #[test]
+    fn the_closest_of_all_answers_itself_on_every_way() {
+        let mut node = node(40);
+        let target = node.key.sibling_at(150, &Key::from_bytes([0; 20]));
+        assert_eq!(closer(&node, &target), 0);
+        assert_eq!(find(&mut node, Time::START, target, 4).len(), 0);
+    }
+
+    #[test]
+    fn who_never_answers_is_a_first_hop_only_when_there_is_nobody_else() {
+        let mut node = node(12);
+        let (target, bad) = far(&node);
+        let mut now = Time::START;
+        for _ in 0..40 {
+            let ways = find(&mut node, now, target, 4);
+            now = answer_all(&mut node, now, ways, Some(bad));
+        }
+        assert!(node.links.get(bad).is_some_and(Link::is_suspect));
+        assert_eq!(node.links.iter().filter(|link| link.is_suspect()).count(), 1);
+        assert_eq!(node.stats.first_hops_suspect, 1);
+        let others = u8::try_from(closer(&node, &target)).expect("few") - 1;
+        for _ in 0..20 {
+            let ways = find(&mut node, now, target, others);
+            assert!(ways.iter().all(|(link, _)| *link != bad));
+            now = answer_all(&mut node, now, ways, Some(bad));
+        }
+        // it answers after all
+        let key = node.links.get(bad).expect("it is there").peer.key;
+        node.request(now, key, Body::Near { to: target }, 1, Tag::Walk(1));
+        let ways = sent(&mut node);
+        assert!(ways.iter().all(|(link, _)| *link == bad));
+        answer_all(&mut node, now, ways, None);
+        assert!(!node.links.get(bad).is_some_and(Link::is_suspect));
+    }
+
+    #[test]
+    fn what_others_lose_brings_nobody_into_disrepute() {
+        let mut node = node(12);
+        let (target, close) = far(&node);
+        let from = node.links.iter().map(|link| link.id).find(|link| *link != close);
+        let from = from.expect("others");
+        for id in 0..40 {
+            let body = Body::Find { except: None, early: false };
+            let (floor, hops) = (Distance::MAX, 1);
+            let route = Route { id, target, ttl: TTL_HOPS - 1, hops, floor, salt: 0, body };
+            node.received(Time::START, from, Message::Route(Box::new(route)));
+            for (link, route) in sent(&mut node) {
+                node.received(Time::START, link, Message::Ack { id: route.id });
+            }
+        }
+        node.routes_tick(Time::START + ANSWER_WITHIN);
+        assert_eq!(node.routes.sizes().0, 0);
+        assert!(node.links.iter().all(|link| link.unanswered == 0));
+    }
+
+    #[test]
+    fn a_salted_lookup_ends_before_a_neighbour_that_may_drop_it() {
+        let mut node = node(40);
+        let own = node.key;
+        let by_distance = |link: &Link| link.peer.key.distance(&own);
+        let nearest = node.links.iter().min_by_key(|link| by_distance(link)).expect("some");
+        let (bad, target) = (nearest.id, nearest.peer.key.sibling_at(100, &own));
+        assert_eq!(closer(&node, &target), 1);
+        let from = node.links.iter().map(|link| link.id).find(|link| *link != bad).expect("others");
+        let arrives = |node: &mut Core, id, salt| {
+            let body = Body::Find { except: None, early: false };
+            let (floor, hops) = (Distance::MAX, 1);
+            let route = Route { id, target, ttl: TTL_HOPS - 1, hops, floor, salt, body };
+            node.received(Time::START, from, Message::Route(Box::new(route)));
+            sent(node).is_empty()
+        };
+        assert!(!arrives(&mut node, 1, 1));
+        let link = node.links.get_mut(bad).expect("it is there");
+        link.unanswered = u8::MAX;
+        assert!(arrives(&mut node, 2, 1));
+        assert!(!arrives(&mut node, 3, 0));
     }
 }

@@ -19,6 +19,8 @@ use crate::time::Time;
 const ALPHA: usize = 3;
 /// Ways on which each is asked at once; one more with every time that it is asked again.
 const WAYS: u8 = 2;
+/// An answer is waited for by so many parts of the usual time as there are ways.
+const WAIT_SHARE: u32 = 4;
 /// So many of the closest are asked again when they do not answer.
 const SURE: usize = 2;
 /// How often those are asked, and those that only one other has named.
@@ -130,9 +132,14 @@ impl Walk {
         }
     }
 
-    /// The closest that count, and whether each has been asked.
+    /// The closest, up to the last of so many that have answered or may still.
     fn front(&self) -> impl Iterator<Item = &Known> {
-        self.known.iter().filter(|known| !known.is_hearsay()).take(self.purpose.width())
+        let mut left = self.purpose.width();
+        self.known.iter().filter(|known| !known.is_hearsay()).take_while(move |known| {
+            let is_within = left > 0;
+            left = left.saturating_sub(usize::from(known.state != State::Silent));
+            is_within
+        })
     }
 
     /// Whom to ask now, if anybody.
@@ -201,9 +208,9 @@ impl Core {
         if asked.is_empty() && walk.is_over() {
             return self.walk_ended(number);
         }
-        let deadline = now + self.config.attempt_timeout;
         for (contact, ways) in asked {
             let body = Body::Near { to: target };
+            let deadline = now + self.config.attempt_timeout * u32::from(ways) / WAIT_SHARE;
             self.stats.walk_questions += 1;
             self.request_by(now, contact.key, body, ways, Tag::Walk(number), deadline);
         }
@@ -230,6 +237,7 @@ impl Core {
 
     fn walk_ended(&mut self, number: u64) {
         let Some(walk) = self.walks.walks.remove(&number) else { return };
+        self.stats.walks_cut_short += u64::from(usize::from(walk.asked) >= WALK_ASKED_MAX);
         let is_there = |known: &&Known| match known.state {
             State::New | State::Asked => false,
             State::Answered => true,
@@ -293,6 +301,25 @@ mod tests {
         let front: Vec<EndpointId> = walk.front().map(|known| known.contact.id).collect();
         assert_eq!(front, [contact(2).id]);
         assert!(walk.is_over());
+    }
+
+    #[test]
+    fn a_walk_ends_when_enough_have_answered_not_when_enough_are_silent() {
+        let purpose = Purpose::Lookup { query: QueryId(1), hops: 1, attempts: 1 };
+        let mut walk = Walk { purpose, ..walk() };
+        let all: Vec<Contact> = (0..WIDTH_LOOKUP as u8 * 3).map(contact).collect();
+        all.chunks(8).for_each(|some| walk.learn(some, 0));
+        let mut answers = 0;
+        while let Some(next) = walk.next() {
+            walk.ask(&next.key);
+            // every other one says nothing, however often it is asked
+            let place = walk.known.iter().position(|known| known.contact.id == next.id);
+            let answered = place.is_some_and(|place| place % 2 == 1);
+            walk.set(&next.key, if answered { State::Answered } else { State::Silent });
+            answers += usize::from(answered);
+        }
+        assert!(walk.is_over());
+        assert_eq!(answers, WIDTH_LOOKUP);
     }
 
     #[test]
