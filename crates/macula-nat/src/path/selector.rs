@@ -12,10 +12,6 @@ use super::is_private;
 const DEAD_AFTER_MIN: Duration = Duration::from_millis(250);
 /// ... and after so many probe timeouts of it.
 const DEAD_AFTER_PTOS: u32 = 3;
-/// While no path shows life, all are pinged so often.
-const PING_ALL_DEAD: Duration = Duration::from_millis(250);
-/// When none has for so long, it was the network: the path in use gets another chance when others are back.
-const ALL_DEAD: Duration = Duration::from_secs(1);
 /// A busy path is looked at so often.
 const LOOK_BUSY: Duration = Duration::from_millis(25);
 /// One that was used lately.
@@ -97,8 +93,6 @@ pub struct Sample {
     pub eliciting: u64,
     /// Smoothed round-trip time.
     pub rtt: Duration,
-    /// UDP datagrams received on all other paths.
-    pub others: u64,
 }
 
 /// What happened.
@@ -182,25 +176,6 @@ struct Watch {
     used: Time,
     pinged: bool,
     due: Time,
-    /// What other paths had received when they were pinged, too.
-    others: Option<u64>,
-    /// Since when no path shows life, and when all are pinged again.
-    all_dead: Option<(Time, Time)>,
-}
-
-impl Watch {
-    fn new(now: Time, path: PathKey) -> Self {
-        Self {
-            path,
-            last: None,
-            since: now,
-            used: now,
-            pinged: false,
-            due: now + LOOK_BUSY,
-            others: None,
-            all_dead: None,
-        }
-    }
 }
 
 /// Decides about the paths of one link.
@@ -415,7 +390,14 @@ impl Selector {
         }
         let watched = self.best().map(|(path, _)| path);
         if watched != self.watch.map(|watch| watch.path) {
-            self.watch = watched.map(|path| Watch::new(now, path));
+            self.watch = watched.map(|path| Watch {
+                path,
+                last: None,
+                since: now,
+                used: now,
+                pinged: false,
+                due: now + LOOK_BUSY,
+            });
         }
     }
 
@@ -433,7 +415,6 @@ impl Selector {
         let is_waiting = sample.eliciting != last.eliciting;
         if is_alive || !is_waiting {
             (watch.last, watch.since, watch.pinged) = (Some(sample), now, false);
-            (watch.others, watch.all_dead) = (None, None);
             let is_recent = now - watch.used < RECENT;
             watch.due = now + if is_recent { LOOK_RECENT } else { LOOK_IDLE };
             if is_alive && is_waiting {
@@ -450,43 +431,13 @@ impl Selector {
         let path = watch.path;
         watch.due = now + LOOK_BUSY;
         if silent >= dead_after {
-            return self.on_silence(now, path, sample, dead_after);
+            return self.drop_path(now, path);
         }
         // what is under way may be a probe of a size that does not pass: that is no bad sign
         if silent * 2 >= dead_after && !watch.pinged {
             watch.pinged = true;
-            watch.others = (self.paths.len() > 1).then_some(sample.others);
-            self.ping_all();
+            self.actions.push_back(Action::Ping { path });
         }
-    }
-
-    /// The path in use has been silent for long. If no other shows life either it is the network that is
-    /// away, here or at the peer: then the path may be as good as before when that is back, and to close
-    /// it would only cost what is under way on it some time.
-    fn on_silence(&mut self, now: Time, path: PathKey, sample: Sample, dead_after: Duration) {
-        let Some(watch) = &mut self.watch else { return };
-        if watch.others.is_none_or(|others| others != sample.others) {
-            match watch.all_dead.take() {
-                Some((since, _)) if now - since >= ALL_DEAD => {
-                    // as if half of its time were over
-                    (watch.pinged, watch.others) = (true, None);
-                    watch.since = earlier(now, dead_after / 2);
-                    return self.ping_all();
-                }
-                _ => return self.drop_path(now, path),
-            }
-        }
-        let (since, ping_at) = watch.all_dead.unwrap_or((now, now));
-        watch.all_dead = Some((since, ping_at));
-        if ping_at <= now {
-            watch.all_dead = Some((since, now + PING_ALL_DEAD));
-            self.ping_all();
-        }
-    }
-
-    fn ping_all(&mut self) {
-        let pings = self.paths.keys().map(|path| Action::Ping { path: *path });
-        self.actions.extend(pings);
     }
 
     /// Plans a round, if there is something to check that may help.
@@ -556,10 +507,6 @@ fn is_better(new: Entry, old: Entry) -> bool {
     }
 }
 
-fn earlier(time: Time, by: Duration) -> Time {
-    Time::START + (time - Time::START).saturating_sub(by)
-}
-
 /// How long a path may be silent while something is under way on it.
 fn dead_after(rtt: Duration) -> Duration {
     // RFC 9002 §6.2.1, with the variation as half of the round trip
@@ -595,12 +542,7 @@ mod tests {
     }
 
     fn sample(received: u64, eliciting: u64) -> Input {
-        // The relay answers whenever it is asked.
-        sample_with(received, eliciting, eliciting)
-    }
-
-    fn sample_with(received: u64, eliciting: u64, others: u64) -> Input {
-        Input::Looked(Sample { received, eliciting, rtt: Duration::from_millis(10), others })
+        Input::Looked(Sample { received, eliciting, rtt: Duration::from_millis(10) })
     }
 
     #[test]
@@ -623,12 +565,10 @@ mod tests {
         assert_eq!(actions(&mut selector), []);
         let mut did = Vec::new();
         for ms in (75..=300).step_by(25) {
-            let others = 10 + u64::from(ms > 250);
-            selector.handle_input(at(ms), sample_with(6, 10, others));
+            selector.handle_input(at(ms), sample(6, 10));
             did.extend(actions(&mut selector).into_iter().map(|action| (ms, action)));
         }
         let expected = [
-            (175, Action::Ping { path: RELAY }),
             (175, Action::Ping { path: 1 }),
             (300, Action::Use { path: RELAY, on: true }),
             (300, Action::Close { path: 1 }),
@@ -636,53 +576,6 @@ mod tests {
         ];
         assert_eq!(did, expected);
         assert_eq!(selector.selected(), Some((RELAY, Class::Relay)));
-    }
-
-    /// A direct path that is used while no packet comes by any path from 50 ms to 5 s after the start;
-    /// what is done from then on, when `direct` and the relay bring packets again or do not.
-    fn after_an_outage(direct: bool) -> Vec<(u64, Action)> {
-        let mut selector = client();
-        selector.handle_input(at(0), Input::Candidates { local: 1, remote: 1 });
-        open(&mut selector, 0, 1, "192.0.2.1:1");
-        actions(&mut selector);
-        selector.handle_input(at(25), sample_with(5, 5, 5));
-        selector.handle_input(at(50), sample_with(6, 9, 5));
-        let mut did = Vec::new();
-        for ms in (75..=5_400).step_by(25) {
-            let is_back = ms > 5_000;
-            let received = if is_back && direct { ms } else { 6 };
-            selector.handle_input(at(ms), sample_with(received, ms, if is_back { ms } else { 5 }));
-            let news = actions(&mut selector);
-            let pings = news.iter().filter(|it| matches!(it, Action::Ping { .. })).count();
-            assert!(is_back || pings == news.len(), "{ms} ms: {news:?}");
-            did.extend(news.into_iter().map(|action| (ms, action)));
-        }
-        let pings = did.iter().filter(|(_, action)| *action == Action::Ping { path: 1 });
-        assert!((15..25).contains(&pings.count()));
-        did.retain(|(_, action)| !matches!(action, Action::Ping { .. }));
-        did
-    }
-
-    #[test]
-    fn a_path_outlives_an_outage_of_the_whole_network_if_it_comes_back_with_it() {
-        assert_eq!(after_an_outage(true), []);
-        let done = after_an_outage(false);
-        let closed = done.iter().find(|(_, action)| *action == Action::Close { path: 1 });
-        assert_eq!(closed.map(|(ms, _)| *ms), Some(5_150), "{done:?}");
-    }
-
-    #[test]
-    fn a_relay_that_answers_late_costs_little() {
-        let mut selector = client();
-        open(&mut selector, 0, 1, "192.0.2.1:1");
-        selector.handle_input(at(25), sample_with(5, 5, 5));
-        selector.handle_input(at(50), sample_with(6, 9, 5));
-        actions(&mut selector);
-        for ms in (75..=500).step_by(25) {
-            selector.handle_input(at(ms), sample_with(6, 10, 5 + u64::from(ms >= 475)));
-            let is_closed = actions(&mut selector).contains(&Action::Close { path: 1 });
-            assert_eq!(is_closed, ms == 475, "{ms} ms");
-        }
     }
 
     #[test]

@@ -632,10 +632,7 @@ async fn watch_interfaces(peers: Arc<Peers>) {
                     usable.map(|it| SocketAddr::new(it.ip(), peers.port)).collect();
                 // Public ones first, as only so many are offered.
                 addrs.sort_by_key(|addr| (macula_nat::path::is_private(*addr), *addr));
-                // While there is no network nobody can be told, and the old addresses may come back.
-                if !addrs.is_empty() {
-                    peers.set_candidates(Kind::Host, &addrs, false);
-                }
+                peers.set_candidates(Kind::Host, &addrs, false);
                 if known.is_some_and(|known| addrs.iter().any(|addr| !known.contains(addr))) {
                     peers.magic.probe_gateway();
                 }

@@ -380,20 +380,11 @@ impl Manager {
                 received: stats.udp_rx.datagrams,
                 eliciting: eliciting(&stats),
                 rtt: stats.rtt,
-                others: self.received_elsewhere(&connection, path),
             };
             self.feed(Input::Looked(sample));
         } else {
             self.feed(Input::Closed { path });
         }
-    }
-
-    /// UDP datagrams that came by all paths but one.
-    fn received_elsewhere(&self, connection: &noq::Connection, path: PathKey) -> u64 {
-        let ledger = lock(&self.state.ledger);
-        let others = ledger.live.keys().filter(|other| **other != path);
-        let stats = others.filter_map(|other| connection.path_stats(PathId::from(*other)));
-        stats.map(|stats| stats.udp_rx.datagrams).sum()
     }
 
     fn on_event(&mut self, event: Result<PathEvent, noq::Lagged>) {
